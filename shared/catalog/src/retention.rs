@@ -1,0 +1,164 @@
+//! Which backups a policy keeps, and why.
+//!
+//! Invariant: deciding never removes the newest live backup of a volume, and says a reason for each it keeps. Backups
+//! from the future (a host's clock that runs ahead) count as new: they are kept where any rule would keep a new one.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use jiff::civil::Date;
+use jiff::tz::TimeZone;
+use strongroom_format::ids::{BackupId, TimestampMs};
+
+use crate::root::{BackupEntry, Root};
+
+/// How many backups of each sort to keep, for each volume on its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// The newest so many.
+    pub keep_last: u32,
+    /// The newest of each of the last so many hours that have one.
+    pub keep_hourly: u32,
+    /// … days …
+    pub keep_daily: u32,
+    /// … weeks (beginning on Monday) …
+    pub keep_weekly: u32,
+    /// … months …
+    pub keep_monthly: u32,
+    /// … years …
+    pub keep_yearly: u32,
+    /// All that are younger than this, milliseconds.
+    pub keep_within_ms: Option<u64>,
+}
+
+impl Policy {
+    /// Says whether it would keep nothing of its own accord.
+    pub const fn is_empty(&self) -> bool {
+        self.keep_last == 0
+            && self.keep_hourly == 0
+            && self.keep_daily == 0
+            && self.keep_weekly == 0
+            && self.keep_monthly == 0
+            && self.keep_yearly == 0
+            && self.keep_within_ms.is_none()
+    }
+}
+
+/// What becomes of one backup.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// Its volume.
+    pub volume: String,
+    /// The backup.
+    pub backup: BackupId,
+    /// When it was begun.
+    pub created: TimestampMs,
+    /// Why it is kept; empty when it goes.
+    pub reasons: Vec<String>,
+}
+
+impl Decision {
+    /// Says whether it is kept.
+    pub const fn keeps(&self) -> bool {
+        !self.reasons.is_empty()
+    }
+}
+
+/// What retention would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RetentionPlan {
+    /// One decision for each live backup, by volume, newest first.
+    pub decisions: Vec<Decision>,
+    /// The most that a run may remove without being told so.
+    pub cap: usize,
+}
+
+impl RetentionPlan {
+    /// The backups that go.
+    pub fn removals(&self) -> Vec<BackupId> {
+        self.decisions.iter().filter(|decision| !decision.keeps()).map(|decision| decision.backup).collect()
+    }
+
+    /// Says whether it would remove more than one run may.
+    pub fn exceeds_cap(&self) -> bool {
+        self.removals().len() > self.cap
+    }
+}
+
+/// So many backups one run may always remove; beyond it, a fifth of the live ones.
+const CAP_FLOOR: usize = 100;
+
+/// Applies a policy to every volume (or one of them).
+pub fn plan(
+    root: &Root,
+    policy: &Policy,
+    volume: Option<&str>,
+    now: TimestampMs,
+    zone: &TimeZone,
+) -> RetentionPlan {
+    let mut decisions = Vec::new();
+    for (name, backups) in root.volumes.iter().filter(|(name, _)| volume.is_none_or(|only| only == *name)) {
+        let mut live: Vec<&BackupEntry> = backups.backups.iter().filter(|backup| backup.is_live()).collect();
+        live.sort_by_key(|backup| std::cmp::Reverse(backup.created));
+        let reasons = reasons(&live, policy, now, zone);
+        decisions.extend(live.iter().zip(reasons).map(|(backup, reasons)| Decision {
+            volume: name.clone(),
+            backup: backup.id,
+            created: backup.created,
+            reasons,
+        }));
+    }
+    let cap = CAP_FLOOR.max(decisions.len() / 5);
+    RetentionPlan { decisions, cap }
+}
+
+/// The reasons to keep each of a volume's live backups, newest first.
+fn reasons(
+    newest_first: &[&BackupEntry],
+    policy: &Policy,
+    now: TimestampMs,
+    zone: &TimeZone,
+) -> Vec<Vec<String>> {
+    let mut reasons: Vec<Vec<String>> = vec![Vec::new(); newest_first.len()];
+    for (i, reasons) in reasons.iter_mut().enumerate().take(policy.keep_last as usize) {
+        reasons.push(format!("last {} of {}", i + 1, policy.keep_last));
+    }
+    type Bucket = fn(Date, i8) -> (i16, i16, i8);
+    let rules: [(&str, u32, Bucket); 5] = [
+        ("hourly", policy.keep_hourly, |date, hour| (date.year(), date.day_of_year(), hour)),
+        ("daily", policy.keep_daily, |date, _| (date.year(), date.day_of_year(), 0)),
+        ("weekly", policy.keep_weekly, |date, _| {
+            let week = date.iso_week_date();
+            (week.year(), i16::from(week.week()), 0)
+        }),
+        ("monthly", policy.keep_monthly, |date, _| (date.year(), i16::from(date.month()), 0)),
+        ("yearly", policy.keep_yearly, |date, _| (date.year(), 0, 0)),
+    ];
+    for (rule, keep, bucket) in rules {
+        let mut seen = BTreeMap::new();
+        for (i, backup) in newest_first.iter().enumerate() {
+            let Some(at) = civil(backup.created, zone) else { continue };
+            let bucket = bucket(at.date(), at.hour());
+            if !seen.contains_key(&bucket) && seen.len() < keep as usize {
+                seen.insert(bucket, ());
+                reasons[i].push(format!("{rule} {} of {keep}", seen.len()));
+            }
+        }
+    }
+    if let Some(within_ms) = policy.keep_within_ms {
+        for (backup, reasons) in newest_first.iter().zip(&mut reasons) {
+            if now.0.saturating_sub(backup.created.0) <= within_ms {
+                reasons.push("within the period".to_owned());
+            }
+        }
+    }
+    if let Some(newest) = reasons.first_mut().filter(|reasons| reasons.is_empty()) {
+        newest.push("newest of its volume".to_owned());
+    }
+    reasons
+}
+
+fn civil(at: TimestampMs, zone: &TimeZone) -> Option<jiff::civil::DateTime> {
+    let millis = i64::try_from(at.0).ok()?;
+    Some(zone.to_datetime(Timestamp::from_millisecond(millis).ok()?))
+}

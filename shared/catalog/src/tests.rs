@@ -1,0 +1,283 @@
+//! Decisions about the catalog, each rule with the case that would breach it.
+
+use std::collections::HashSet;
+
+use jiff::tz::TimeZone;
+use proptest::prelude::*;
+use strongroom_format::chunker::ChunkerParams;
+use strongroom_format::ids::*;
+use strongroom_format::layout::NodeKey;
+use strongroom_format::manifest::{Manifest, SegmentRef};
+
+use crate::collect::{Marked, Stored, expired_trash, forget, plan_condemn, ripe_batches};
+use crate::commit::{CommitVerdict, Refusal, apply, decide, pardon};
+use crate::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
+use crate::find::{FindError, find};
+use crate::invariants::check_step;
+use crate::retention::{Policy, plan};
+use crate::root::{BackupEntry, Root, Volume};
+
+fn id(n: u8) -> [u8; 16] {
+    [n; 16]
+}
+
+fn pack(n: u8) -> ObjectName {
+    ObjectName::Pack(PackId::from_bytes(id(n)))
+}
+
+fn root() -> Root {
+    let mut root =
+        Root::first(TargetId::from_bytes(id(1)), Incarnation::from_bytes(id(2)), Epoch(1), TimestampMs(0));
+    root.epoch = Epoch(10);
+    root
+}
+
+fn manifest(backup: u8, base: u64, packs: &[u8], parent: Option<u8>) -> Manifest {
+    Manifest {
+        backup: BackupId::from_bytes(id(backup)),
+        volume: "vm1".to_owned(),
+        host: "h".to_owned(),
+        source: "s".to_owned(),
+        created: TimestampMs(u64::from(backup)),
+        size_bytes: 0,
+        chunker: ChunkerParams::Fixed { size_bytes: 65536 },
+        session: SessionId::from_bytes(id(backup)),
+        incarnation: Incarnation::from_bytes(id(2)),
+        base_epoch: Epoch(base),
+        parent: parent.map(|n| BackupId::from_bytes(id(n))),
+        segments: parent
+            .map(|n| SegmentRef { id: SegmentId::from_bytes(id(n)), inherited: true })
+            .into_iter()
+            .chain([SegmentRef { id: SegmentId::from_bytes(id(backup)), inherited: false }])
+            .collect(),
+        runs: Vec::new(),
+        new_segment_packs: packs.iter().map(|n| PackId::from_bytes(id(*n))).collect(),
+        new_indexes: vec![IndexId::from_bytes(id(backup))],
+        stats: Default::default(),
+    }
+}
+
+fn with_batch(mut root: Root, stage: Stage, names: &[ObjectName]) -> (Root, Vec<DeadNames>) {
+    let mut names = names.to_vec();
+    names.sort_unstable();
+    root.dead.push(Batch {
+        node: NodeKey { base_epoch: Epoch(7), id: NodeId::from_bytes(id(77)) },
+        condemned_epoch: Epoch(8),
+        condemned: TimestampMs(1000),
+        stage,
+        names: names.len() as u64,
+        bytes: 0,
+        pardoned: Vec::new(),
+    });
+    (root, vec![DeadNames { names }])
+}
+
+#[test]
+fn a_commit_comes_in_once() {
+    let mut root = root();
+    let manifest = manifest(5, 10, &[1, 2], None);
+    assert_eq!(
+        decide(&root, &DeadSet::default(), &manifest),
+        Ok(CommitVerdict::Admitted { pardoned: Vec::new() })
+    );
+    apply(&mut root, &manifest, &[100]);
+    assert_eq!(decide(&root, &DeadSet::default(), &manifest), Ok(CommitVerdict::Already));
+    root.trash(&[manifest.backup], TimestampMs(1));
+    assert_eq!(decide(&root, &DeadSet::default(), &manifest), Ok(CommitVerdict::Already));
+}
+
+#[test]
+fn an_old_base_or_another_incarnation_is_refused() {
+    let mut root = root();
+    root.oldest_vouched = Epoch(6);
+    assert!(matches!(
+        decide(&root, &DeadSet::default(), &manifest(5, 5, &[], None)),
+        Err(Refusal::BaseTooOld { .. })
+    ));
+    assert!(decide(&root, &DeadSet::default(), &manifest(5, 6, &[], None)).is_ok());
+    assert!(decide(&root, &DeadSet::default(), &manifest(5, 11, &[], None)).is_err(), "from the future");
+    root.incarnation = Incarnation::from_bytes(id(9));
+    assert!(matches!(
+        decide(&root, &DeadSet::default(), &manifest(5, 10, &[], None)),
+        Err(Refusal::OtherIncarnation { .. })
+    ));
+}
+
+#[test]
+fn condemned_is_pardoned_and_doomed_is_refused() {
+    let (root, names) = with_batch(root(), Stage::Condemned, &[pack(1), pack(3)]);
+    let dead = DeadSet::new(&root, &names);
+    let request = manifest(5, 10, &[1, 2], None);
+    let Ok(CommitVerdict::Admitted { pardoned }) = decide(&root, &dead, &request) else { panic!("refused") };
+    assert_eq!(pardoned, [pack(1)]);
+    let mut next = root.successor([0; 32], TimestampMs(0));
+    pardon(&mut next, &names, &pardoned);
+    let after = DeadSet::new(&next, &names);
+    assert_eq!(after.stage(&pack(1)), None);
+    assert_eq!(after.stage(&pack(3)), Some(Stage::Condemned));
+
+    let (doomed_root, names) = with_batch(self::root(), Stage::Doomed, &[pack(1)]);
+    let dead = DeadSet::new(&doomed_root, &names);
+    assert_eq!(decide(&doomed_root, &dead, &request), Err(Refusal::Doomed { names: vec![pack(1)] }));
+}
+
+#[test]
+fn inherited_segments_need_their_parent_in_the_root() {
+    let mut root = root();
+    let child = manifest(6, 10, &[], Some(5));
+    assert!(matches!(decide(&root, &DeadSet::default(), &child), Err(Refusal::ParentGone { .. })));
+    apply(&mut root, &manifest(5, 10, &[], None), &[1]);
+    assert!(decide(&root, &DeadSet::default(), &child).is_ok());
+    root.trash(&[BackupId::from_bytes(id(5))], TimestampMs(1));
+    assert!(decide(&root, &DeadSet::default(), &child).is_ok(), "the trash vouches too");
+    root.purge(&[BackupId::from_bytes(id(5))]);
+    assert!(decide(&root, &DeadSet::default(), &child).is_err());
+}
+
+#[test]
+fn forgetting_raises_the_oldest_vouched_epoch_with_it() {
+    let (root, names) = with_batch(root(), Stage::Doomed, &[pack(1)]);
+    let mut next = root.successor([0; 32], TimestampMs(0));
+    let nodes: HashSet<_> = root.dead.iter().map(|batch| batch.node).collect();
+    forget(&mut next, &nodes);
+    assert!(next.dead.is_empty());
+    assert_eq!(next.oldest_vouched, Epoch(8));
+    check_step(&root, &next).unwrap();
+    // The request of an agent that took pack 1 for live (epoch 7) is refused now that nothing remembers it.
+    let _ = names;
+    assert!(decide(&next, &DeadSet::default(), &manifest(5, 7, &[1], None)).is_err());
+    // The mutant that forgets without raising is caught by the step check.
+    let mut careless = root.successor([0; 32], TimestampMs(0));
+    careless.dead.clear();
+    assert!(check_step(&root, &careless).is_err());
+}
+
+#[test]
+fn a_live_backup_cannot_vanish() {
+    let mut before = root();
+    apply(&mut before, &manifest(5, 10, &[], None), &[1]);
+    let mut after = before.successor([0; 32], TimestampMs(0));
+    after.volumes.clear();
+    assert!(check_step(&before, &after).is_err());
+    let mut trashed = before.successor([0; 32], TimestampMs(0));
+    trashed.trash(&[BackupId::from_bytes(id(5))], TimestampMs(3));
+    check_step(&before, &trashed).unwrap();
+    trashed.purge(&[BackupId::from_bytes(id(6))]);
+    assert_eq!(trashed.backups().count(), 1);
+}
+
+#[test]
+fn trash_and_batches_ripen_with_the_grace_and_not_with_a_clock_set_back() {
+    let mut root = root();
+    apply(&mut root, &manifest(5, 10, &[], None), &[1]);
+    root.trash(&[BackupId::from_bytes(id(5))], TimestampMs(1000));
+    assert!(expired_trash(&root, TimestampMs(1999), 1000).is_empty());
+    assert_eq!(expired_trash(&root, TimestampMs(2000), 1000).len(), 1);
+    assert!(expired_trash(&root, TimestampMs(500), 0).is_empty());
+    let (root, _) = with_batch(root, Stage::Condemned, &[pack(1)]);
+    assert!(ripe_batches(&root, TimestampMs(1999), 1000).is_empty());
+    assert_eq!(ripe_batches(&root, TimestampMs(2000), 1000), [0]);
+    assert!(ripe_batches(&root, TimestampMs(0), 0).is_empty());
+}
+
+#[test]
+fn young_orphans_and_open_sessions_are_spared_but_what_was_committed_is_not() {
+    let root = root();
+    let stored =
+        |n: u8, modified: u64| Stored { name: pack(n), size_bytes: 10, modified: TimestampMs(modified) };
+    let marked = Marked {
+        reachable: [pack(1), pack(9)].into(),
+        in_sessions: [pack(4)].into(),
+        indexed: [pack(1), pack(2)].into(),
+    };
+    let all = [stored(1, 0), stored(2, 99), stored(3, 0), stored(4, 0), stored(5, 99)];
+    let plan = plan_condemn(&root, &DeadSet::default(), &marked, all, &HashSet::new(), TimestampMs(100), 50);
+    let names = |objects: &[Stored]| objects.iter().map(|object| object.name).collect::<Vec<_>>();
+    assert_eq!(names(&plan.objects), [pack(2), pack(3)]);
+    assert_eq!(names(&plan.spared), [pack(4), pack(5)]);
+    assert_eq!(plan.missing, [pack(9)]);
+}
+
+#[test]
+fn backups_are_found_by_id_prefix_and_latest() {
+    let mut root = root();
+    for n in [0x51, 0x52] {
+        apply(&mut root, &manifest(n, 10, &[], None), &[1]);
+    }
+    assert_eq!(find(&root, "5151").unwrap().1.id, BackupId::from_bytes(id(0x51)));
+    assert_eq!(find(&root, "vm1@latest").unwrap().1.id, BackupId::from_bytes(id(0x52)));
+    assert!(matches!(find(&root, "5353"), Err(FindError::NotFound(_))));
+    assert!(matches!(find(&root, "vm2@latest"), Err(FindError::NoVolume(_))));
+    for unreadable in ["", "5", "zz", "vm1", "515G"] {
+        assert!(matches!(find(&root, unreadable), Err(FindError::Unreadable(_))), "{unreadable}");
+    }
+    root.trash(&[BackupId::from_bytes(id(0x52))], TimestampMs(0));
+    assert_eq!(find(&root, "vm1@latest").unwrap().1.id, BackupId::from_bytes(id(0x51)));
+}
+
+/// 2026-03-01T00:00:00Z
+const START_MS: u64 = 1_772_323_200_000;
+const HOUR_MS: u64 = 3_600_000;
+
+fn volume_with(hours: &[u64]) -> Root {
+    let mut root = root();
+    let backups = hours
+        .iter()
+        .enumerate()
+        .map(|(n, hour)| BackupEntry {
+            id: BackupId::from_bytes(id(u8::try_from(n).unwrap())),
+            session: SessionId::from_bytes(id(0)),
+            created: TimestampMs(START_MS + hour * HOUR_MS),
+            logical_bytes: 0,
+            stored_bytes: 0,
+            trashed: None,
+        })
+        .collect();
+    root.volumes.insert("v".to_owned(), Volume { backups });
+    root
+}
+
+#[test]
+fn policies_keep_what_they_say() {
+    // Three backups a day for ten days, at 00:00, 08:00 and 16:00; numbered from the oldest.
+    let hours: Vec<u64> = (0..30).map(|n| n * 8).collect();
+    let root = volume_with(&hours);
+    let now = TimestampMs(START_MS + 240 * HOUR_MS);
+    let kept = |policy: Policy| {
+        let plan = plan(&root, &policy, None, now, &TimeZone::UTC);
+        plan.decisions
+            .iter()
+            .filter(|decision| decision.keeps())
+            .map(|decision| decision.backup.as_bytes()[0])
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(kept(Policy { keep_last: 2, ..Policy::default() }), [29, 28]);
+    assert_eq!(kept(Policy { keep_daily: 3, ..Policy::default() }), [29, 26, 23]);
+    assert_eq!(kept(Policy { keep_hourly: 2, ..Policy::default() }), [29, 28]);
+    // 2026-03-01 is a Sunday: weeks end on the 1st and the 8th.
+    assert_eq!(kept(Policy { keep_weekly: 9, ..Policy::default() }), [29, 23, 2]);
+    assert_eq!(kept(Policy { keep_monthly: 5, keep_yearly: 5, ..Policy::default() }), [29]);
+    assert_eq!(kept(Policy { keep_within_ms: Some(24 * HOUR_MS), ..Policy::default() }), [29, 28, 27]);
+    assert_eq!(kept(Policy { keep_last: 1, keep_daily: 2, ..Policy::default() }), [29, 26]);
+    assert_eq!(kept(Policy::default()), [29], "the newest is never removed");
+}
+
+proptest! {
+    #[test]
+    fn retention_keeps_at_least_the_newest_and_is_monotone(
+        hours in proptest::collection::btree_set(0u64..2000, 1..60),
+        last in 0u32..5, daily in 0u32..5, weekly in 0u32..5,
+    ) {
+        let hours: Vec<u64> = hours.into_iter().collect();
+        let root = volume_with(&hours);
+        let now = TimestampMs(START_MS + 2000 * HOUR_MS);
+        let policy = Policy { keep_last: last, keep_daily: daily, keep_weekly: weekly, ..Policy::default() };
+        let plan_once = plan(&root, &policy, None, now, &TimeZone::UTC);
+        prop_assert_eq!(plan_once.decisions.len(), hours.len());
+        prop_assert!(plan_once.decisions[0].keeps());
+        // Applied again to what it kept, it removes nothing more.
+        let mut after = root.clone();
+        after.trash(&plan_once.removals(), now);
+        prop_assert!(plan(&after, &policy, None, now, &TimeZone::UTC).removals().is_empty());
+    }
+}
