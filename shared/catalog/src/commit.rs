@@ -126,7 +126,7 @@ pub fn names_of(manifest: &Manifest) -> NewNames {
     let names = std::iter::once(ObjectName::Manifest(manifest.backup))
         .chain(own_segments.map(|segment| ObjectName::Segment(segment.id)))
         .chain(manifest.new_indexes.iter().map(|index| ObjectName::Index(*index)))
-        .chain(manifest.new_segment_packs.iter().map(ObjectName::Pack))
+        .chain(manifest.new_packs.iter().map(ObjectName::Pack))
         .collect();
     NewNames { incarnation: manifest.incarnation, base_epoch: manifest.base_epoch, names }
 }

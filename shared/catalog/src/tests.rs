@@ -51,7 +51,7 @@ fn manifest(backup: u8, base: u64, packs: &[u8], parent: Option<u8>) -> Manifest
             .chain([SegmentRef { id: SegmentId::from_bytes(id(backup)), inherited: false }])
             .collect(),
         runs: Vec::new(),
-        new_segment_packs: packs.iter().map(|n| PackId::from_bytes(id(*n))).collect(),
+        new_packs: packs.iter().map(|n| PackId::from_bytes(id(*n))).collect(),
         new_indexes: vec![IndexId::from_bytes(id(backup))],
         stats: Default::default(),
     }

@@ -61,7 +61,7 @@ pub(crate) fn decode<T: DeserializeOwned>(plain: &[u8], limit: usize) -> Result<
     Ok(body)
 }
 
-/// Decompresses one zstd frame that states its content size, of at most `limit` bytes.
+/// Decompresses exactly one zstd frame that states its content size, of at most `limit` bytes.
 pub(crate) fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Problem> {
     let size = match zstd::zstd_safe::get_frame_content_size(compressed) {
         Ok(Some(size)) => size,
@@ -69,6 +69,10 @@ pub(crate) fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Pro
     };
     if size > limit as u64 {
         return Err(Problem::TooLarge { size, limit: limit as u64 });
+    }
+    // The decompressor would pass over further frames: bytes that nobody looks at.
+    if zstd::zstd_safe::find_frame_compressed_size(compressed) != Ok(compressed.len()) {
+        return Err(Problem::malformed("not one whole zstd frame"));
     }
     let plain = zstd::bulk::decompress(compressed, usize_of(size))
         .map_err(|error| Problem::malformed(format!("zstd: {error}")))?;
@@ -124,6 +128,18 @@ mod tests {
         fn garbage_is_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = decode::<Vec<u64>>(&bytes, 1 << 20);
         }
+    }
+
+    #[test]
+    fn nothing_may_follow_the_zstd_frame() {
+        let frame = zstd::bulk::compress(b"content", 1).unwrap();
+        let empty = zstd::bulk::compress(b"", 1).unwrap();
+        let skippable = [0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 7, 7];
+        assert_eq!(decompress(&frame, 100).unwrap(), b"content");
+        for more in [&empty[..], &skippable, &[0]] {
+            assert!(matches!(decompress(&[&frame, more].concat(), 100), Err(Problem::Malformed(_))));
+        }
+        assert!(decompress(&frame[..frame.len() - 1], 100).is_err());
     }
 
     #[test]

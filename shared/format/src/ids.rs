@@ -166,6 +166,25 @@ random_id_type!(
     RunId, "a run id"
 );
 
+/// The first bytes of the session ids of one volume, so that its open sessions are found with one listing. A keyed
+/// hash of the volume's name: tells nothing without the catalog secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VolumeTag(pub [u8; VolumeTag::LEN]);
+
+impl VolumeTag {
+    /// Length in bytes. The ten random bytes that are left make a session's name unique within its volume.
+    pub const LEN: usize = 6;
+}
+
+impl SessionId {
+    /// Draws the id of a session of a volume.
+    pub fn random_of(tag: VolumeTag, rng: &mut impl Rng) -> Self {
+        let mut session = Self::random(rng);
+        session.0[..VolumeTag::LEN].copy_from_slice(&tag.0);
+        session
+    }
+}
+
 /// Counts the versions of a root; the first one is 1.
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
@@ -174,9 +193,10 @@ random_id_type!(
 pub struct Epoch(pub u64);
 
 impl Epoch {
-    /// The epoch of the root that follows this one.
+    /// The epoch of the root that follows this one. The highest is its own successor: no honest root ever gets there,
+    /// and a hostile one must not make its reader panic.
     pub const fn next(self) -> Self {
-        Self(self.0 + 1)
+        Self(self.0.saturating_add(1))
     }
 }
 
@@ -192,3 +212,14 @@ impl fmt::Display for Epoch {
 )]
 #[serde(transparent)]
 pub struct TimestampMs(pub u64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_highest_epoch_has_a_successor_without_a_panic() {
+        assert_eq!(Epoch(7).next(), Epoch(8));
+        assert_eq!(Epoch(u64::MAX).next(), Epoch(u64::MAX));
+    }
+}

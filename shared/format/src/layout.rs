@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{BackupId, Epoch, IndexId, NodeId, PackId, RunId, SegmentId, SessionId};
+use crate::ids::{BackupId, Epoch, IndexId, NodeId, PackId, RunId, SegmentId, SessionId, VolumeTag};
 
 /// What an agent leaves in a session's inbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,6 +80,8 @@ pub enum KeyPrefix {
     Inbox,
     /// `inbox/<session>/`
     InboxOf(SessionId),
+    /// `inbox/<tag>…`: the sessions of one volume.
+    InboxOfVolume(VolumeTag),
     /// `outcomes/`
     Outcomes,
     /// `runs/`
@@ -99,6 +101,10 @@ impl fmt::Display for KeyPrefix {
             Self::Index => f.write_str("index/"),
             Self::Inbox => f.write_str("inbox/"),
             Self::InboxOf(session) => write!(f, "inbox/{session}/"),
+            Self::InboxOfVolume(tag) => {
+                f.write_str("inbox/")?;
+                tag.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+            }
             Self::Outcomes => f.write_str("outcomes/"),
             Self::Runs => f.write_str("runs/"),
         }

@@ -46,8 +46,8 @@ pub struct Manifest {
     pub segments: Vec<SegmentRef>,
     /// Regions, in order, run-length encoded.
     pub runs: Vec<RegionRun>,
-    /// The packs that its *new* segments name, for the committer's check.
-    pub new_segment_packs: PackList,
+    /// The packs that its *new* segments and index objects name, for the committer's check.
+    pub new_packs: PackList,
     /// Index objects that come into the catalog with it.
     pub new_indexes: Vec<IndexId>,
     /// What the session counted.
@@ -169,7 +169,7 @@ impl Manifest {
         if let Err(reason) = check_volume_name(&self.volume) {
             return Some(reason);
         }
-        if !self.new_segment_packs.0.len().is_multiple_of(16) {
+        if !self.new_packs.0.len().is_multiple_of(16) {
             return Some("list of packs is no multiple of 16 bytes".to_owned());
         }
         let regions: u64 = self.runs.iter().map(|run| u64::from(run.regions)).sum();

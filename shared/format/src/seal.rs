@@ -10,9 +10,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{FormatError, Problem};
-use crate::ids::TargetId;
+use crate::ids::{TargetId, VolumeTag};
 use crate::layout::ObjectKey;
-use crate::secrets::{CatalogSecret, Secret32};
+use crate::secrets::{CatalogSecret, Secret32, VOLUME_TAG_CONTEXT};
 use crate::{FORMAT_VERSION, codec};
 
 /// The first bytes of every object.
@@ -102,17 +102,24 @@ pub(crate) fn associated_data(kind: Kind, target: &TargetId, key: &ObjectKey, ex
 pub struct Sealer {
     target: TargetId,
     key: Secret32,
+    tag_key: Secret32,
 }
 
 impl Sealer {
     /// Makes the sealer of a target.
     pub fn new(target: TargetId, catalog: &CatalogSecret) -> Self {
-        Self { target, key: catalog.seal_key() }
+        Self { target, key: catalog.seal_key(), tag_key: catalog.0.derive(VOLUME_TAG_CONTEXT) }
     }
 
     /// The target whose objects this seals.
     pub const fn target(&self) -> TargetId {
         self.target
+    }
+
+    /// The tag of a volume's sessions: the first bytes of keyed BLAKE3 of its name.
+    pub fn volume_tag(&self, volume: &str) -> VolumeTag {
+        let hash = blake3::keyed_hash(self.tag_key.expose(), volume.as_bytes());
+        VolumeTag(*hash.as_bytes().first_chunk().expect("a hash is longer than a tag"))
     }
 
     /// Seals a body as the object `key`.

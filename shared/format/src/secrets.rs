@@ -16,6 +16,8 @@ use crate::error::Problem;
 
 /// BLAKE3 `derive_key` context of the key that seals catalog objects.
 pub const CATALOG_SEAL_CONTEXT: &str = "strongroom v1 catalog seal key";
+/// BLAKE3 `derive_key` context of the key of volume tags.
+pub const VOLUME_TAG_CONTEXT: &str = "strongroom v1 catalog volume tag key";
 /// BLAKE3 `derive_key` context of the key of the gear table.
 pub const GEAR_CONTEXT: &str = "strongroom v1 ingest gear table key";
 /// BLAKE3 `derive_key` context of the key of chunk ids.

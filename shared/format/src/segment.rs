@@ -89,7 +89,9 @@ struct SegmentBody {
 
 impl SealedBody for SegmentBody {
     const KIND: Kind = Kind::Segment;
-    const MAX_BODY_BYTES: usize = 128 << 20;
+    // Five times what writers aim at. As little as 8 bytes become an extent of 64 in memory, and any host can write a
+    // segment that every reader has to open.
+    const MAX_BODY_BYTES: usize = 16 << 20;
 }
 
 /// Collects chunk lists until a segment object is full.

@@ -196,6 +196,32 @@ fn segments_read_back_and_keys_open_with_the_restore_secret_alone() {
     }
 }
 
+#[test]
+fn a_segment_as_large_as_writers_make_them_opens_and_a_bomb_does_not() {
+    use crate::chunker::REGION_BYTES;
+    use crate::segment::SEGMENT_TARGET_CHUNKS;
+    let world = world(11);
+    let mut rng = rng(11);
+    let id = SegmentId::random(&mut rng);
+    // One chunk short of full, then a region of the shortest chunks there are, with zeros between them.
+    let most_in_a_region = usize::try_from(REGION_BYTES / 4096).unwrap();
+    let mut builder = SegmentBuilder::default();
+    for chunks in [SEGMENT_TARGET_CHUNKS - 1, most_in_a_region] {
+        let pair = [Extent::Zeros(4096), Extent::Chunk(chunk_ref(1, 9))];
+        builder.push(&pair.repeat(chunks), &vec![Secret32::from_bytes([1; 32]); chunks]);
+    }
+    let public = &world.secrets.ingest.restore_public;
+    let bytes = builder.finish(id, &world.sealer, public, &mut rng).unwrap();
+    assert_eq!(Segment::open(&world.sealer, id, &bytes).unwrap().lists(), 2);
+
+    let mut builder = SegmentBuilder::default();
+    builder.push(&vec![Extent::Zeros(1); 3 << 20], &[]);
+    let bytes = builder.finish(id, &world.sealer, public, &mut rng).unwrap();
+    assert!(bytes.len() < 64 << 10, "a small object");
+    let refused = Segment::open(&world.sealer, id, &bytes).unwrap_err();
+    assert!(matches!(refused.problem, Problem::TooLarge { .. }), "{refused}");
+}
+
 fn settings() -> TargetSettings {
     TargetSettings {
         chunker: ChunkerParams::FastCdc { average_bytes: 32768 },
@@ -303,7 +329,7 @@ proptest! {
             parent: None,
             segments: vec![crate::manifest::SegmentRef { id: SegmentId::from_bytes([1; 16]), inherited: false }; 3],
             runs: runs_of(sources.iter().copied()),
-            new_segment_packs: Default::default(),
+            new_packs: Default::default(),
             new_indexes: Vec::new(),
             stats: Default::default(),
         };

@@ -1,0 +1,415 @@
+//! The command line.
+
+use std::ops::Range;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use strongroom_format::chunker::ChunkerParams;
+
+/// Encrypted, deduplicated backup of block volumes to S3 or a folder, without a server.
+#[derive(Debug, Parser)]
+#[command(
+    name = "strongroom",
+    version,
+    propagate_version = true,
+    after_help = "Exit codes: 0 done; 1 failed; 2 wrong use; 3 data damaged or missing; 4 refused for safety; \
+                  5 target unreachable or denied.\n\n\
+                  First steps:\n  strongroom demo\n  \
+                  export STRONGROOM_TARGET=file:///srv/backup STRONGROOM_KEY_FILE=$HOME/strongroom.key\n  \
+                  strongroom target init\n  strongroom backup /var/lib/images/vm1.img --volume vm1\n  \
+                  strongroom ls\n  strongroom restore vm1@latest /tmp/vm1.img"
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of all commands. Each can also stand in the configuration file.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of all commands")]
+pub struct Global {
+    /// The target: file:///path or s3://bucket/prefix
+    #[arg(long, global = true, env = "STRONGROOM_TARGET", value_name = "TARGET")]
+    pub target: Option<String>,
+    /// File with the key that opens the target
+    #[arg(long, global = true, env = "STRONGROOM_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// File whose first line is the passphrase that opens the target (or set STRONGROOM_PASSPHRASE)
+    #[arg(long, global = true, value_name = "FILE", conflicts_with = "key_file")]
+    pub passphrase_file: Option<PathBuf>,
+    /// AWS KMS key that opens the target: id, alias/NAME or ARN
+    #[arg(long, global = true, env = "STRONGROOM_KMS_KEY", value_name = "KEY", conflicts_with = "key_file")]
+    pub kms_key: Option<String>,
+    /// S3 endpoint other than AWS, such as http://127.0.0.1:4566
+    #[arg(long, global = true, env = "AWS_ENDPOINT_URL", value_name = "URL")]
+    pub endpoint_url: Option<String>,
+    /// AWS region, where the environment does not tell
+    #[arg(long, global = true, value_name = "REGION")]
+    pub region: Option<String>,
+    /// Prints one JSON event a line on standard output
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Says nothing but errors
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// Says more; twice for everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Prints how many requests were sent to the store
+    #[arg(long, global = true)]
+    pub requests: bool,
+    /// Configuration file [default: strongroom/config.toml in $XDG_CONFIG_HOME or ~/.config, then /etc]
+    #[arg(long, global = true, env = "STRONGROOM_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder for the local index cache; always safe to delete [default: strongroom in $XDG_CACHE_HOME or ~/.cache]
+    #[arg(long, global = true, env = "STRONGROOM_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// What this host calls itself in packs and manifests [default: its host name]
+    #[arg(long, global = true, env = "STRONGROOM_HOST", value_name = "NAME")]
+    pub host: Option<String>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Shows everything once, in a temporary folder: back up, change, retain, collect, restore, compare
+    Demo(DemoArgs),
+    /// Makes and looks after targets and their keys
+    #[command(subcommand)]
+    Target(TargetCommand),
+    /// Backs up a file, a block device, or standard input
+    Backup(BackupArgs),
+    /// Restores a backup, whole or a range of it
+    Restore(RestoreArgs),
+    /// Lists backups
+    Ls(LsArgs),
+    /// Shows one backup
+    Show(ShowArgs),
+    /// Shows which bytes differ between two backups
+    Diff(DiffArgs),
+    /// Moves backups to the trash
+    Delete(BackupNames),
+    /// Takes backups out of the trash
+    Undelete(BackupNames),
+    /// Keeps as many backups as a policy says, and moves the others to the trash
+    #[command(subcommand)]
+    Retention(RetentionCommand),
+    /// Collects garbage: deletes what no backup needs any more
+    #[command(subcommand)]
+    Gc(GcCommand),
+    /// Verifies that backups can be restored
+    Verify(VerifyArgs),
+    /// Looks after the index
+    #[command(subcommand)]
+    Index(IndexCommand),
+    /// Adds up what is stored
+    Stats,
+    /// Prints a completion script for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Keeps the folder, to look around in it
+    #[arg(long)]
+    pub keep: bool,
+    /// Size of the sample volume, MiB
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(16..=16384))]
+    pub size_mib: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TargetCommand {
+    /// Initialises a target; makes the key file if it is not there
+    Init(InitArgs),
+    /// Shows a target: its id, settings, keys and catalog
+    Show,
+    /// Lists the targets of the configuration file
+    List,
+    /// Puts another key in place of the one that opens the target; data is not touched
+    Rotate(RotateArgs),
+    /// Adds a recovery key and prints it with all that is needed to open the target again
+    ExportRecoveryKit(RecoveryKitArgs),
+    /// Puts the keyring back from a recovery kit, where it was lost
+    RestoreKeyring {
+        /// The recovery kit
+        kit: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The target: file:///path or s3://bucket/prefix
+    pub place: Option<String>,
+    /// How volumes are cut: fastcdc:AVERAGE finds more duplicates, fixed:SIZE suits databases that write in place
+    #[arg(long, value_name = "CHUNKER")]
+    pub chunker: Option<ChunkerParams>,
+    /// Frame bytes at which a pack is closed, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub pack_mib: u32,
+    /// zstd level of chunks
+    #[arg(long, value_name = "LEVEL", default_value_t = strongroom_vault::target::DEFAULT_ZSTD_LEVEL,
+          value_parser = clap::value_parser!(i32).range(-7..=19), allow_negative_numbers = true)]
+    pub zstd_level: i32,
+    /// Deduplicates within each host only, so that a hostile host can't spoil the backups of others
+    #[arg(long)]
+    pub dedup_within_host: bool,
+    /// How long removed backups can be undeleted, such as 7d or 12h
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
+    pub grace: DurationMs,
+}
+
+#[derive(Debug, Args)]
+pub struct RotateArgs {
+    /// File with the new key; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub new_key_file: Option<PathBuf>,
+    /// File whose first line is the new passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "new_key_file")]
+    pub new_passphrase_file: Option<PathBuf>,
+    /// The new AWS KMS key
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["new_key_file", "new_passphrase_file"])]
+    pub new_kms_key: Option<String>,
+    /// Keeps the old key working as well
+    #[arg(long)]
+    pub keep_old: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct RecoveryKitArgs {
+    /// Writes the kit to this file (readable by its owner only) instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// A file, a block device, or - for standard input
+    pub source: PathBuf,
+    /// The volume's name in the target
+    #[arg(long, value_name = "NAME")]
+    pub volume: String,
+    /// Another chunker than the target's, for this volume
+    #[arg(long, value_name = "CHUNKER")]
+    pub chunker: Option<ChunkerParams>,
+    /// Reads as if for the first time, without the help of the last backup
+    #[arg(long)]
+    pub full_read: bool,
+    /// Worker threads [default: one for each core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub workers: Option<u16>,
+    /// Packs uploaded at once
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub uploads: u16,
+    /// Memory of the deduplication index, MiB
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub index_memory_mib: u32,
+    /// Disk space of the deduplication index, MiB; what does not fit is sampled
+    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u64).range(1..=1<<30))]
+    pub index_disk_mib: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// A backup's id, a unique prefix of it, or VOLUME@latest
+    pub backup: String,
+    /// A file, a block device, or - for standard output
+    pub destination: PathBuf,
+    /// Only these bytes of the volume: START-END (END excluded) or START+LENGTH
+    #[arg(long, value_name = "RANGE", value_parser = parse_range)]
+    pub range: Option<Range<u64>>,
+    /// Replaces a file that exists, once the restore is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub fetches: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct LsArgs {
+    /// Only this volume
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Those in the trash instead
+    #[arg(long)]
+    pub trash: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A backup's id, a unique prefix of it, or VOLUME@latest
+    pub backup: String,
+}
+
+#[derive(Debug, Args)]
+pub struct DiffArgs {
+    /// The older backup
+    pub before: String,
+    /// The newer backup
+    pub after: String,
+}
+
+#[derive(Debug, Args)]
+pub struct BackupNames {
+    /// Ids of backups, unique prefixes of them, or VOLUME@latest
+    #[arg(required = true)]
+    pub backups: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RetentionCommand {
+    /// Shows what would be kept, and why
+    Plan(RetentionArgs),
+    /// Moves what is not kept to the trash
+    Run {
+        #[command(flatten)]
+        policy: RetentionArgs,
+        /// Only shows what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Removes up to so many backups in one run [default: 100, or a fifth of all if that is more]
+        #[arg(long, value_name = "N")]
+        max_removals: Option<usize>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct RetentionArgs {
+    /// Keeps the newest N backups of each volume
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_last: u32,
+    /// Keeps the newest backup of each of the last N hours that have one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_hourly: u32,
+    /// … of each of the last N days
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_daily: u32,
+    /// … of each of the last N weeks
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_weekly: u32,
+    /// … of each of the last N months
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_monthly: u32,
+    /// … of each of the last N years
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub keep_yearly: u32,
+    /// Keeps all that are younger, such as 48h or 30d
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub keep_within: Option<DurationMs>,
+    /// Only this volume
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Where days begin: a time zone such as Europe/Berlin
+    #[arg(long, value_name = "ZONE", default_value = "UTC")]
+    pub time_zone: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum GcCommand {
+    /// Shows what would be condemned and deleted
+    Plan(GcArgs),
+    /// Condemns what no backup needs, and deletes what was condemned long enough ago
+    Run(GcArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GcArgs {
+    /// How long removed backups can be undeleted, and after that how long condemned objects wait [default: the target's]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub grace: Option<DurationMs>,
+    /// How long objects that were never committed are left for their session
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
+    pub orphan_age: DurationMs,
+    /// How long an open session or restore counts as being worked on
+    #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
+    pub session_age: DurationMs,
+}
+
+#[derive(Debug, Args)]
+pub struct VerifyArgs {
+    /// Only these backups
+    pub backups: Vec<String>,
+    /// Reads so many percent of the packs as well
+    #[arg(long, value_name = "PERCENT", conflicts_with = "full", value_parser = parse_percent)]
+    pub sample: Option<f64>,
+    /// Reads, decrypts and hashes everything
+    #[arg(long)]
+    pub full: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IndexCommand {
+    /// Makes the index (and a lost root) anew from packs and manifests
+    Rebuild,
+}
+
+/// A length of time, milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DurationMs(pub u64);
+
+fn parse_duration(text: &str) -> Result<DurationMs, String> {
+    let bad = || format!("'{text}' is no length of time; say 30m, 12h, 7d or 4w");
+    let span: jiff::Span = text.parse().map_err(|_| bad())?;
+    if span.get_months() != 0 || span.get_years() != 0 {
+        return Err(format!("'{text}': months and years differ in length; say it in days"));
+    }
+    let days = jiff::SpanRelativeTo::days_are_24_hours();
+    let millis = span.total((jiff::Unit::Millisecond, days)).map_err(|_| bad())?;
+    if !(0.0..9e15).contains(&millis) {
+        return Err(bad());
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range just above")]
+    Ok(DurationMs(millis as u64))
+}
+
+fn parse_range(text: &str) -> Result<Range<u64>, String> {
+    let bad = || format!("'{text}' is no range of bytes; say 0-1048576 or 4096+512");
+    let number = |text: &str| text.parse::<u64>().map_err(|_| bad());
+    let (start, end) = if let Some((start, end)) = text.split_once('-') {
+        (number(start)?, number(end)?)
+    } else if let Some((start, len)) = text.split_once('+') {
+        let start = number(start)?;
+        (start, start.checked_add(number(len)?).ok_or_else(bad)?)
+    } else {
+        return Err(bad());
+    };
+    if start > end { Err(bad()) } else { Ok(start..end) }
+}
+
+fn parse_percent(text: &str) -> Result<f64, String> {
+    let bad = || format!("'{text}' is no percentage; say a number from 0 to 100");
+    let percent: f64 = text.trim_end_matches('%').parse().map_err(|_| bad())?;
+    if (0.0..=100.0).contains(&percent) { Ok(percent) } else { Err(bad()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_and_ranges_read_as_people_write_them() {
+        assert_eq!(parse_duration("0s").unwrap(), DurationMs(0));
+        assert_eq!(parse_duration("7d").unwrap(), DurationMs(7 * 86_400_000));
+        assert_eq!(parse_duration("2w").unwrap(), DurationMs(14 * 86_400_000));
+        for bad in ["", "7", "-1h", "1mo", "soon"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_range("10-20").unwrap(), 10..20);
+        assert_eq!(parse_range("10+5").unwrap(), 10..15);
+        for bad in ["", "5", "20-10", "a-b", "1+18446744073709551615"] {
+            assert!(parse_range(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! `strongroom`: the agent and operator command line.
+//!
+//! Only this package reads the environment, the clock and the command line; what it does is `strongroom-vault`'s.
+
+mod cli;
+mod commands;
+mod keys;
+mod open;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use serde_json::json;
+use strongroom_store::StoreErrorKind;
+use strongroom_vault::VaultError;
+
+use cli::{Cli, Command};
+use open::Settings;
+use output::Output;
+
+/// Wrong use.
+const EXIT_USAGE: u8 = 2;
+/// Data damaged or missing.
+const EXIT_DAMAGED: u8 = 3;
+/// Refused for safety.
+const EXIT_UNSAFE: u8 = 4;
+/// Target unreachable or denied.
+const EXIT_UNREACHABLE: u8 = 5;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Command::Completions { shell } = cli.command {
+        clap_complete::generate(shell, &mut Cli::command(), "strongroom", &mut std::io::stdout());
+        return ExitCode::SUCCESS;
+    }
+    start_log(&cli);
+    let output = Output { json: cli.global.json, quiet: cli.global.quiet };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(output, &format!("no threads to run on: {error}"), 1),
+    };
+    let done = runtime.block_on(async {
+        let settings = Settings::load(cli.global)?;
+        commands::run(&settings, cli.command, output).await
+    });
+    // Requests that were given up (after an error) must not hold up the end.
+    runtime.shutdown_background();
+    match done {
+        Ok(commands::Done::Well) => ExitCode::SUCCESS,
+        Ok(commands::Done::DamageFound) => ExitCode::from(EXIT_DAMAGED),
+        Err(error) => fail(output, &error.to_string(), exit_code(&error)),
+    }
+}
+
+fn fail(output: Output, message: &str, code: u8) -> ExitCode {
+    if output.json {
+        output.result("", &json!({ "event": "error", "message": message, "exit_code": code }));
+    }
+    #[expect(clippy::print_stderr, reason = "the one place where errors are told")]
+    {
+        eprintln!("strongroom: {message}");
+    }
+    ExitCode::from(code)
+}
+
+/// The exit code of an error: documented in `--help` and docs/operations.md.
+fn exit_code(error: &VaultError) -> u8 {
+    match error {
+        VaultError::Store(error) => match error.kind {
+            StoreErrorKind::NotFound => EXIT_DAMAGED,
+            StoreErrorKind::Denied | StoreErrorKind::Unavailable | StoreErrorKind::Invalid => EXIT_UNREACHABLE,
+            StoreErrorKind::Conflict => 1,
+        },
+        VaultError::Format(_) | VaultError::Damaged(_) => EXIT_DAMAGED,
+        VaultError::WrongKey(_) => EXIT_UNREACHABLE,
+        VaultError::Unsafe(_) => EXIT_UNSAFE,
+        VaultError::Invalid(_) | VaultError::Find(_) => EXIT_USAGE,
+        VaultError::Refused(_)
+        | VaultError::Io { .. }
+        | VaultError::Cache(_)
+        | VaultError::Internal(_)
+        | VaultError::Breach(_) => 1,
+    }
+}
+
+fn start_log(cli: &Cli) {
+    let default = match (cli.global.quiet, cli.global.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "strongroom=info,strongroom_vault=info,strongroom_store=info,strongroom_aws=info",
+        (false, _) => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STRONGROOM_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    if cli.global.json {
+        subscriber.json().init();
+    } else {
+        subscriber.without_time().init();
+    }
+}

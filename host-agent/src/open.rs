@@ -1,0 +1,228 @@
+//! From options, environment and configuration file to an unlocked target.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rand::RngExt;
+use rand::rngs::SysRng;
+use serde::Deserialize;
+use strongroom_aws::{AwsConnection, AwsSettings, KmsKek, S3Options, S3Store};
+use strongroom_format::ids::TimestampMs;
+use strongroom_store::{Counters, Counting, DirectoryStore, ObjectStore, Retry, RetryPolicy};
+use strongroom_vault::target::{KekProvider, open};
+use strongroom_vault::{Clock, Context, Entropy, Target, VaultError, VaultResult};
+use zeroize::Zeroizing;
+
+use crate::cli::Global;
+use crate::keys::{KeyFile, Kms, Passphrase};
+
+/// The system's clock.
+#[derive(Debug)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> TimestampMs {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        TimestampMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+    }
+}
+
+/// The configuration file: the same names as the options.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ConfigFile {
+    target: Option<String>,
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+    kms_key: Option<String>,
+    endpoint_url: Option<String>,
+    region: Option<String>,
+    cache_dir: Option<PathBuf>,
+    host: Option<String>,
+    /// Named targets: `--target NAME` takes their settings.
+    #[serde(default)]
+    pub targets: std::collections::BTreeMap<String, NamedTarget>,
+}
+
+/// A target that the configuration file names.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NamedTarget {
+    /// Its address.
+    pub target: String,
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+    kms_key: Option<String>,
+    endpoint_url: Option<String>,
+    region: Option<String>,
+}
+
+/// All settings, whatever they came from. Flags win over the environment, and both over the configuration file.
+#[derive(Debug)]
+pub struct Settings {
+    /// The options with the configuration file's values filled in.
+    pub global: Global,
+    /// The targets that the configuration file names.
+    pub targets: std::collections::BTreeMap<String, NamedTarget>,
+    passphrase: Option<Zeroizing<String>>,
+}
+
+impl Settings {
+    /// Reads the configuration file and fills in what options and environment leave open.
+    ///
+    /// # Errors
+    /// `Invalid` for a file that can't be read or understood.
+    pub fn load(mut global: Global) -> VaultResult<Self> {
+        let file = match config_path(&global) {
+            None => ConfigFile::default(),
+            Some(path) => {
+                let text = std::fs::read_to_string(&path)
+                    .map_err(|error| VaultError::io("reading configuration file", &path, error))?;
+                toml::from_str(&text).map_err(|error| VaultError::Invalid(format!("{}: {error}", path.display())))?
+            }
+        };
+        let named = global.target.as_ref().or(file.target.as_ref()).and_then(|name| file.targets.get(name)).cloned();
+        if let Some(named) = named {
+            global.target = Some(named.target);
+            fill_key(&mut global, named.key_file, named.passphrase_file, named.kms_key);
+            global.endpoint_url = global.endpoint_url.or(named.endpoint_url);
+            global.region = global.region.or(named.region);
+        }
+        fill_key(&mut global, file.key_file, file.passphrase_file, file.kms_key);
+        global.target = global.target.or(file.target);
+        global.endpoint_url = global.endpoint_url.or(file.endpoint_url);
+        global.region = global.region.or(file.region);
+        global.cache_dir = global.cache_dir.or(file.cache_dir).or_else(default_cache_dir);
+        global.host = global.host.or(file.host);
+        let passphrase = std::env::var("STRONGROOM_PASSPHRASE").ok().map(Zeroizing::new);
+        Ok(Self { global, targets: file.targets, passphrase })
+    }
+
+    /// What this host calls itself.
+    pub fn host(&self) -> String {
+        let named = || std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+        self.global.host.clone().unwrap_or_else(|| named().unwrap_or_else(|_| "unknown".to_owned()))
+    }
+
+    /// The key that the options name; `create` makes a key file that is not there.
+    ///
+    /// # Errors
+    /// `Invalid` if none is named.
+    pub async fn kek(&self, create: bool) -> VaultResult<Box<dyn KekProvider>> {
+        if let Some(path) = &self.global.key_file {
+            let path = path.clone();
+            return Ok(Box::new(if create { KeyFile::created(path) } else { KeyFile::existing(path) }));
+        }
+        if let Some(path) = &self.global.passphrase_file {
+            return Ok(Box::new(Passphrase::read(path)?));
+        }
+        if let Some(key_id) = &self.global.kms_key {
+            return Ok(Box::new(self.kms(key_id).await));
+        }
+        if let Some(text) = &self.passphrase {
+            return Ok(Box::new(Passphrase::new(text.clone())?));
+        }
+        Err(VaultError::Invalid(
+            "no key given: say --key-file FILE (or STRONGROOM_KEY_FILE), --passphrase-file FILE (or \
+             STRONGROOM_PASSPHRASE), or --kms-key KEY"
+                .to_owned(),
+        ))
+    }
+
+    /// A key in AWS KMS.
+    pub async fn kms(&self, key_id: &str) -> Kms {
+        Kms(KmsKek::new(&self.connection().await, key_id))
+    }
+
+    async fn connection(&self) -> AwsConnection {
+        let Global { region, endpoint_url, .. } = self.global.clone();
+        AwsConnection::from_environment(AwsSettings { region, endpoint_url }).await
+    }
+
+    /// The store that the target's address names. `create` makes the folder of a `file://` target.
+    ///
+    /// # Errors
+    /// `Invalid` for an address that is none; `Store`.
+    pub async fn context(&self, create: bool) -> VaultResult<(Context, Counters)> {
+        let address = self.global.target.as_deref().ok_or_else(|| {
+            VaultError::Invalid(
+                "no target given: say --target file:///path or --target s3://bucket/prefix (or STRONGROOM_TARGET)"
+                    .to_owned(),
+            )
+        })?;
+        let entropy = Entropy::from_source(&mut SysRng)
+            .map_err(|error| VaultError::Internal(format!("the system gives no randomness: {error}")))?;
+        let seed = entropy.with(|rng| rng.random());
+        let (store, counters): (Arc<dyn ObjectStore>, Counters) = match address.split_once("://") {
+            Some(("file", path)) => {
+                let path = PathBuf::from(path);
+                if !path.is_absolute() {
+                    return Err(VaultError::Invalid(format!(
+                        "target '{address}': give a full path, as in file:///srv/backup"
+                    )));
+                }
+                let opened = if create { DirectoryStore::create(path).await } else { DirectoryStore::open(path).await };
+                let counting = Counting::new(opened?);
+                let counters = counting.counters();
+                (Arc::new(Retry::new(counting, RetryPolicy::default(), seed)), counters)
+            }
+            Some(("s3", place)) => {
+                let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
+                let options =
+                    S3Options { bucket: bucket.to_owned(), prefix: prefix.to_owned(), path_style: None };
+                let counting = Counting::new(S3Store::new(&self.connection().await, options)?);
+                let counters = counting.counters();
+                (Arc::new(Retry::new(counting, RetryPolicy::default(), seed)), counters)
+            }
+            _ => {
+                return Err(VaultError::Invalid(format!(
+                    "target '{address}': expected file:///path, s3://bucket/prefix, or a name from the configuration \
+                     file"
+                )));
+            }
+        };
+        Ok((Context { store, clock: Arc::new(SystemClock), entropy }, counters))
+    }
+
+    /// Opens the target.
+    ///
+    /// # Errors
+    /// Those of [`Settings::context`], [`Settings::kek`] and [`open`].
+    pub async fn target(&self) -> VaultResult<(Target, Counters)> {
+        let kek = self.kek(false).await?;
+        let (context, counters) = self.context(false).await?;
+        Ok((open(context, kek.as_ref()).await?, counters))
+    }
+}
+
+/// Takes a key from further back only where none was named so far.
+fn fill_key(
+    global: &mut Global,
+    key_file: Option<PathBuf>,
+    passphrase_file: Option<PathBuf>,
+    kms_key: Option<String>,
+) {
+    if global.key_file.is_none() && global.passphrase_file.is_none() && global.kms_key.is_none() {
+        global.key_file = key_file;
+        global.passphrase_file = passphrase_file;
+        global.kms_key = kms_key;
+    }
+}
+
+fn config_path(global: &Global) -> Option<PathBuf> {
+    if global.config.is_some() {
+        return global.config.clone();
+    }
+    let own = user_dir("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("strongroom/config.toml"));
+    own.into_iter().chain([PathBuf::from("/etc/strongroom/config.toml")]).find(|path| path.exists())
+}
+
+fn default_cache_dir() -> Option<PathBuf> {
+    user_dir("XDG_CACHE_HOME", ".cache").map(|dir| dir.join("strongroom"))
+}
+
+fn user_dir(variable: &str, in_home: &str) -> Option<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    set(variable).or_else(|| set("HOME").map(|home| home.join(in_home)))
+}

@@ -1,0 +1,449 @@
+//! Backing up a volume (design: steps 1 to 3 of the commit protocol, and section 7's pipeline).
+//!
+//! Invariant: a backup is reported as made only after the committer said so, and everything it names was in the store
+//! before the commit was asked for.
+
+mod lister;
+mod packer;
+mod parent;
+mod pipeline;
+mod region;
+mod session;
+mod source;
+mod upload;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use strongroom_catalog::dead::DeadSet;
+use strongroom_catalog::root::Root;
+use strongroom_format::chunker::{Chunker, ChunkerParams};
+use strongroom_format::ids::{BackupId, Epoch, PackId, SessionId, TimestampMs};
+use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
+use strongroom_format::layout::ObjectKey;
+use strongroom_format::manifest::{
+    BackupStats, Manifest, RegionSource, SegmentRef, check_volume_name, region_count, runs_of,
+};
+use strongroom_format::pack::PackDirectory;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+pub use source::Source;
+
+use crate::commit::{CommitRequest, Committed, commit};
+use crate::dedup::{DedupIndex, DedupLimits, DirectoryLoader};
+use crate::error::{VaultError, VaultResult};
+use crate::progress::Progress;
+use crate::rebuild::read_directory;
+use crate::target::Target;
+use lister::{Listed, Lister};
+use packer::{OnTheirWay, Packer};
+use parent::Parent;
+use pipeline::{Cutting, Work};
+use session::{Leftovers, SessionInfo};
+use upload::{IndexWriter, upload_packs};
+
+/// Index objects fetched at once.
+const INDEX_FETCH_CONCURRENCY: usize = 4;
+/// How often a backup is begun anew when the catalog refuses what it was based on.
+const MAX_ATTEMPTS: u32 = 3;
+
+/// How to back up.
+#[derive(Debug, Clone)]
+pub struct BackupOptions {
+    /// The volume.
+    pub volume: String,
+    /// What this host calls itself.
+    pub host: String,
+    /// Another chunker than the target's.
+    pub chunker: Option<ChunkerParams>,
+    /// Where the index cache lies; a temporary folder if `None`.
+    pub cache_dir: Option<PathBuf>,
+    /// Bounds of the deduplication index.
+    pub dedup_limits: DedupLimits,
+    /// Worker threads.
+    pub workers: usize,
+    /// Packs uploaded at once.
+    pub uploads: usize,
+    /// Whether to read without the parent's help, as for a first backup.
+    pub ignore_parent: bool,
+}
+
+/// What a backup came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BackupReport {
+    /// Its id.
+    pub backup: BackupId,
+    /// When it was begun.
+    pub created: TimestampMs,
+    /// Length of the volume, bytes.
+    pub size_bytes: u64,
+    /// The backup it shares segments with.
+    pub parent: Option<BackupId>,
+    /// What was counted.
+    pub stats: BackupStats,
+    /// The first epoch that has it.
+    pub epoch: Epoch,
+    /// Packs taken over from an interrupted backup.
+    pub resumed_packs: usize,
+}
+
+/// Backs up a source and commits the backup.
+///
+/// # Errors
+/// `Io` for the source; `Store`; `Refused` when the catalog keeps refusing (or once, for a stream, which can't be read
+/// again); `WrongKey` without ingest secrets.
+pub async fn backup(
+    target: &Target,
+    mut source: Source,
+    options: &BackupOptions,
+    progress: &Arc<Progress>,
+) -> VaultResult<BackupReport> {
+    check_volume_name(&options.volume).map_err(VaultError::Invalid)?;
+    for attempt in 1.. {
+        progress.reset();
+        let tried = Box::pin(attempt_backup(target, source, options, progress)).await;
+        match tried {
+            Ok((report, _)) => return Ok(report),
+            Err((VaultError::Refused(refusal), Some(mut again))) => {
+                if attempt == MAX_ATTEMPTS || !again.rewind() {
+                    return Err(refusal.into());
+                }
+                warn!(%refusal, "the catalog moved on while the backup ran; it is begun anew, what is stored is kept");
+                source = again;
+            }
+            Err((error, _)) => return Err(error),
+        }
+    }
+    Err(VaultError::Internal("the backup was refused too often".to_owned()))
+}
+
+type Attempt<T> = Result<T, (VaultError, Option<Source>)>;
+
+async fn attempt_backup(
+    target: &Target,
+    source: Source,
+    options: &BackupOptions,
+    progress: &Arc<Progress>,
+) -> Attempt<(BackupReport, Source)> {
+    let session = match Session::open(target, &source, options, progress).await {
+        Ok(session) => session,
+        Err(error) => return Err((error, Some(source))),
+    };
+    let (ran, source) = session.run(source, options).await;
+    match ran {
+        Ok(report) => source.map(|source| (report, source)).ok_or_else(|| (lister::stopped(), None)),
+        Err(error) => Err((error, source)),
+    }
+}
+
+/// A session: what it is based on.
+struct Session {
+    target: Target,
+    info: SessionInfo,
+    root: Root,
+    index: Arc<DedupIndex>,
+    leftovers: Leftovers,
+    parent: Option<Manifest>,
+    chunker_params: ChunkerParams,
+    chunker: Chunker,
+    progress: Arc<Progress>,
+    source_name: String,
+}
+
+impl Session {
+    async fn open(
+        target: &Target,
+        source: &Source,
+        options: &BackupOptions,
+        progress: &Arc<Progress>,
+    ) -> VaultResult<Self> {
+        let chunker_params = options.chunker.unwrap_or(target.settings.chunker);
+        let chunker = Chunker::new(chunker_params, &target.ingest()?.gear_key())
+            .map_err(|error| VaultError::Invalid(error.to_string()))?;
+        if let Some(size_bytes) = source.size_bytes() {
+            progress.total_bytes.store(size_bytes, std::sync::atomic::Ordering::Relaxed);
+        }
+        let head = target.head().await?;
+        let root = head.root;
+        let dead = target.dead_set(&root).await?;
+        let tag = target.sealer.volume_tag(&options.volume);
+        let parent_entry = root.latest(&options.volume).filter(|_| !options.ignore_parent);
+        let (leftovers, parent, index) = tokio::try_join!(
+            session::leftovers(target, tag, &root, &dead),
+            read_parent(target, parent_entry.map(|entry| entry.id), chunker_params),
+            open_index(target, &root, &dead, options),
+        )?;
+        for directory in &leftovers.packs {
+            index.insert_session_pack(directory);
+        }
+        let mut rng = target.context.entropy.fork();
+        let info = SessionInfo {
+            session: SessionId::random_of(tag, &mut rng),
+            volume: options.volume.clone(),
+            host: options.host.clone(),
+            opened: target.context.clock.now(),
+        };
+        Ok(Self {
+            target: target.clone(),
+            info,
+            root,
+            index: Arc::new(index),
+            leftovers,
+            parent,
+            chunker_params,
+            chunker,
+            progress: Arc::clone(progress),
+            source_name: source.name().display().to_string(),
+        })
+    }
+
+    async fn run(self, source: Source, options: &BackupOptions) -> (VaultResult<BackupReport>, Option<Source>) {
+        let (packs_tx, packs_rx) = mpsc::channel(1);
+        let (records_tx, records_rx) = mpsc::unbounded_channel();
+        let on_their_way = Arc::new(OnTheirWay::default());
+        let mut writer = IndexWriter::new(self.target.clone());
+        for directory in &self.leftovers.packs {
+            if let Err(error) = writer.add(directory.clone()).await {
+                return (Err(error), Some(source));
+            }
+        }
+        let uploads = tokio::spawn(upload_packs(
+            self.target.clone(),
+            packs_rx,
+            options.uploads.max(1),
+            Arc::clone(&self.index),
+            Arc::clone(&on_their_way),
+            records_tx,
+            writer,
+            Arc::clone(&self.progress),
+        ));
+        let records = tokio::spawn(session::keep_records(
+            self.target.clone(),
+            self.info.clone(),
+            self.root.clone(),
+            records_rx,
+            self.target.context.entropy.fork(),
+        ));
+        let runtime = Handle::current();
+        let lister = Lister::new(self.target.clone(), Arc::clone(&self.index), runtime.clone());
+        let work = Work {
+            target: self.target.clone(),
+            chunker: self.chunker.clone(),
+            zstd_level: self.target.settings.zstd_level,
+            parent: self.parent.clone().map(|manifest| Parent::new(self.target.clone(), manifest, runtime)),
+            index: Arc::clone(&self.index),
+            packer: Packer::new(
+                self.target.settings.pack_bytes,
+                &self.info.host,
+                self.info.session,
+                self.target.sealer.clone(),
+                self.target.context.entropy.clone(),
+                on_their_way,
+                packs_tx,
+            ),
+            progress: Arc::clone(&self.progress),
+            workers: options.workers.max(1),
+        };
+        let cutting = tokio::task::spawn_blocking(move || {
+            let mut source = source;
+            let cut = pipeline::run(&work, &mut source, lister)
+                .and_then(|cut| work.packer.flush().map(|()| cut).map_err(|_| lister::stopped()));
+            // `work` goes here, and with it the sender of packs: the uploads end once they are through.
+            (cut, source)
+        });
+        let (cut, source) = match cutting.await {
+            Ok((cut, source)) => (cut, Some(source)),
+            Err(error) => (Err(VaultError::Internal(format!("the backup was cut off: {error}"))), None),
+        };
+        // An upload that failed is what stopped the cutting: its error tells more.
+        let uploaded = flatten(uploads.await);
+        let recorded = flatten(records.await);
+        let finished = async {
+            let (writer, pack_bytes) = uploaded?;
+            let cut = cut?;
+            let record_bytes = recorded?;
+            self.finish(cut, writer, pack_bytes + record_bytes).await
+        };
+        (finished.await, source)
+    }
+
+    /// Writes what is left, and asks for the commit.
+    async fn finish(&self, cut: Cutting, mut writer: IndexWriter, stored_bytes: u64) -> VaultResult<BackupReport> {
+        let Cutting { size_bytes, sources, lister } = cut;
+        let listing = tokio::task::spawn_blocking(move || lister.finish());
+        let (flushed, listed) = tokio::join!(writer.flush(), listing);
+        flushed?;
+        let listed = flatten(listed)?;
+        let mut rng = self.target.context.entropy.fork();
+        let index_bytes: u64 = writer.written.iter().map(|(_, length)| length).sum();
+        let mut manifest = self.describe(size_bytes, &sources, listed, BackupId::random(&mut rng));
+        // Index objects may name packs that no segment does (taken over, then not needed): the committer must check
+        // those too, or a deleted pack could come back into the index.
+        manifest.new_packs = manifest.new_packs.iter().chain(writer.packs.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect();
+        manifest.new_indexes = writer.written.iter().map(|(id, _)| *id).collect();
+        manifest.stats.stored_bytes += stored_bytes + index_bytes;
+        let key = ObjectKey::Manifest(manifest.backup);
+        let bytes = self.target.sealer.seal(&key, &manifest, &mut rng);
+        self.target.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
+        let request = CommitRequest {
+            backup: manifest.backup,
+            index_sizes: writer.written.iter().map(|(_, length)| *length).collect(),
+        };
+        let Committed { epoch, .. } = commit(&self.target, &request).await?;
+        let mut sessions = self.leftovers.sessions.clone();
+        if manifest.stats.new_chunks > 0 {
+            sessions.push(self.info.session);
+        }
+        session::clear(&self.target, &sessions).await;
+        info!(backup = %manifest.backup, volume = manifest.volume, %epoch, "backup committed");
+        Ok(BackupReport {
+            backup: manifest.backup,
+            created: manifest.created,
+            size_bytes,
+            parent: manifest.parent,
+            stats: manifest.stats,
+            epoch,
+            resumed_packs: self.leftovers.packs.len(),
+        })
+    }
+
+    /// Puts the manifest together: the segments that are still used of the parent, then the new ones.
+    fn describe(
+        &self,
+        size_bytes: u64,
+        sources: &BTreeMap<u64, RegionSource>,
+        listed: Listed,
+        backup: BackupId,
+    ) -> Manifest {
+        let mut segments: Vec<SegmentRef> = Vec::new();
+        let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
+        let next_number = |segments: &Vec<SegmentRef>| {
+            u32::try_from(segments.len()).expect("a manifest has far less than 2^32 segments")
+        };
+        let parent_segments = self.parent.as_ref().map(|parent| parent.segments.as_slice()).unwrap_or_default();
+        let mut inherited = BTreeMap::new();
+        for (region, source) in sources {
+            let RegionSource::List { segment, slot } = *source else { continue };
+            let number = *numbers.entry(segment).or_insert_with(|| {
+                let number = next_number(&segments);
+                segments.push(SegmentRef { id: parent_segments[segment as usize].id, inherited: true });
+                number
+            });
+            inherited.insert(*region, RegionSource::List { segment: number, slot });
+        }
+        let first_new = next_number(&segments);
+        segments.extend(listed.segments.iter().copied());
+        let region = |region: u64| match (inherited.get(&region), listed.sources.get(&region)) {
+            (Some(source), _) => *source,
+            (None, Some(RegionSource::List { segment, slot })) => {
+                RegionSource::List { segment: first_new + segment, slot: *slot }
+            }
+            (None, _) => RegionSource::Zeros,
+        };
+        let counted = &self.progress;
+        Manifest {
+            backup,
+            volume: self.info.volume.clone(),
+            host: self.info.host.clone(),
+            source: self.source_name.clone(),
+            created: self.info.opened,
+            size_bytes,
+            chunker: self.chunker_params,
+            session: self.info.session,
+            incarnation: self.root.incarnation,
+            base_epoch: self.root.epoch,
+            parent: (!inherited.is_empty()).then(|| self.parent.as_ref().map(|parent| parent.backup)).flatten(),
+            segments,
+            runs: runs_of((0..region_count(size_bytes)).map(region)),
+            new_packs: listed.packs,
+            new_indexes: Vec::new(),
+            stats: BackupStats {
+                data_bytes: Progress::read(&counted.data_bytes),
+                new_plain_bytes: Progress::read(&counted.new_bytes),
+                new_frame_bytes: Progress::read(&counted.new_frame_bytes),
+                stored_bytes: listed.stored_bytes,
+                chunks: Progress::read(&counted.chunks),
+                new_chunks: Progress::read(&counted.new_chunks),
+            },
+        }
+    }
+}
+
+fn flatten<T>(joined: Result<VaultResult<T>, tokio::task::JoinError>) -> VaultResult<T> {
+    joined.unwrap_or_else(|error| Err(VaultError::Internal(format!("a task of the backup was cut off: {error}"))))
+}
+
+/// Reads the parent; a backup can do without one, so whatever is wrong with it is only told.
+async fn read_parent(
+    target: &Target,
+    parent: Option<BackupId>,
+    chunker: ChunkerParams,
+) -> VaultResult<Option<Manifest>> {
+    let Some(parent) = parent else { return Ok(None) };
+    match target.manifest(parent).await {
+        Ok(manifest) if manifest.chunker == chunker => Ok(Some(manifest)),
+        Ok(_) => {
+            info!("the last backup was chunked differently; the volume is read as if it were new");
+            Ok(None)
+        }
+        Err(error) => {
+            warn!(%error, "the last backup can't be read; the volume is read as if it were new");
+            Ok(None)
+        }
+    }
+}
+
+/// Loads directories from the ends of packs, for an index that had to be sampled. Called from worker threads.
+struct PackTails {
+    target: Target,
+    runtime: Handle,
+}
+
+impl DirectoryLoader for PackTails {
+    fn load(&self, pack: PackId, size_bytes: u32) -> Option<PackDirectory> {
+        let reading = read_directory(&self.target, pack, u64::from(size_bytes));
+        self.runtime.block_on(reading).inspect_err(|error| warn!(%error, "directory of a pack can't be read")).ok()
+    }
+}
+
+/// Opens the deduplication index, and fetches what its cache lacks. An index object that can't be read costs
+/// duplicates, not the backup.
+async fn open_index(
+    target: &Target,
+    root: &Root,
+    dead: &DeadSet,
+    options: &BackupOptions,
+) -> VaultResult<DedupIndex> {
+    let cache_dir = options.cache_dir.as_ref().map(|dir| dir.join(target.id().to_string()));
+    let index = DedupIndex::open(cache_dir.as_deref(), options.dedup_limits)?
+        .with_loader(Arc::new(PackTails { target: target.clone(), runtime: Handle::current() }));
+    let live: Vec<_> = root.indexes.iter().map(|index| index.id).collect();
+    index.retain(&live);
+    let fetched = stream::iter(index.missing(&live)).map(async |id| {
+        let key = ObjectKey::Index(id);
+        let fetched = async {
+            let object = target.context.store.get(&key, MAX_INDEX_BYTES).await?;
+            let body: IndexBody = target.sealer.open(&key, &object.bytes)?;
+            VaultResult::Ok(directories_of(&key, &body)?)
+        };
+        VaultResult::Ok((id, fetched.await))
+    });
+    fetched
+        .buffer_unordered(INDEX_FETCH_CONCURRENCY)
+        .try_for_each(async |(id, fetched)| {
+            match fetched {
+                Ok(directories) => index.add_index(id, &directories)?,
+                Err(error) => warn!(%error, "index object can't be read; what it lists is stored again if needed"),
+            }
+            Ok(())
+        })
+        .await?;
+    index.exclude_packs(dead.packs().collect::<HashSet<_>>());
+    index.only_writer((!target.settings.dedup_across_hosts).then(|| options.host.clone()));
+    Ok(index)
+}

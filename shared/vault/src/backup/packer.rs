@@ -1,0 +1,130 @@
+//! Collecting frames into packs, and knowing which chunks are on their way.
+//!
+//! Invariant: a chunk that [`Packer::claim`] reports as on its way is found through the deduplication index before
+//! the session ends: each claimed chunk is pushed, each pushed frame ends in a pack, each pack is uploaded or the
+//! session fails.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use strongroom_format::ids::{ChunkId, PackId, SessionId};
+use strongroom_format::pack::{BuiltPack, PackBuilder};
+use strongroom_format::seal::Sealer;
+use tokio::sync::mpsc;
+
+use crate::context::Entropy;
+use crate::dedup::{DedupIndex, Location};
+
+/// Collects frames from all workers.
+#[derive(Debug)]
+pub struct Packer {
+    pack_bytes: usize,
+    writer: String,
+    session: SessionId,
+    sealer: Sealer,
+    entropy: Entropy,
+    open: Mutex<PackBuilder>,
+    on_their_way: Arc<OnTheirWay>,
+    uploads: mpsc::Sender<BuiltPack>,
+}
+
+/// The chunks that are claimed and not yet uploaded.
+#[derive(Debug, Default)]
+pub struct OnTheirWay(Mutex<HashSet<ChunkId>>);
+
+impl OnTheirWay {
+    /// Marks the chunks of an uploaded pack as no longer on their way: the index has them now.
+    pub fn arrived(&self, ids: impl IntoIterator<Item = ChunkId>) {
+        let mut on_their_way = self.lock();
+        for id in ids {
+            on_their_way.remove(&id);
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<ChunkId>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whether a chunk must be sealed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// The target has it.
+    Stored(Location),
+    /// This session is about to store it.
+    OnItsWay,
+    /// Nobody has it: the caller must seal and push it now.
+    New,
+}
+
+/// The session was given up while frames were still coming in.
+#[derive(Debug)]
+pub struct Stopped;
+
+impl Packer {
+    /// Makes a packer that hands finished packs to `uploads`.
+    pub fn new(
+        pack_bytes: u32,
+        writer: &str,
+        session: SessionId,
+        sealer: Sealer,
+        entropy: Entropy,
+        on_their_way: Arc<OnTheirWay>,
+        uploads: mpsc::Sender<BuiltPack>,
+    ) -> Self {
+        Self {
+            pack_bytes: pack_bytes as usize,
+            writer: writer.to_owned(),
+            session,
+            sealer,
+            entropy,
+            open: Mutex::default(),
+            on_their_way,
+            uploads,
+        }
+    }
+
+    /// Finds out whether a chunk must be sealed; says `New` to one caller only.
+    pub fn claim(&self, id: &ChunkId, index: &DedupIndex) -> Claim {
+        if self.on_their_way.lock().contains(id) {
+            return Claim::OnItsWay;
+        }
+        if let Some(location) = index.lookup(id) {
+            return Claim::Stored(location);
+        }
+        if self.on_their_way.lock().insert(*id) {
+            Claim::New
+        } else {
+            Claim::OnItsWay
+        }
+    }
+
+    /// Adds the frame of a claimed chunk; blocks while too many packs wait for their upload.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the session was given up.
+    pub fn push(&self, id: ChunkId, plain_len: u32, frame: &[u8]) -> Result<(), Stopped> {
+        let full = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            open.push(id, plain_len, frame);
+            (open.frame_bytes() >= self.pack_bytes).then(|| std::mem::take(&mut *open))
+        };
+        full.map_or(Ok(()), |full| self.close(full))
+    }
+
+    /// Closes the pack that is being filled, if there is anything in it.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the session was given up.
+    pub fn flush(&self) -> Result<(), Stopped> {
+        let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
+        if open.is_empty() { Ok(()) } else { self.close(open) }
+    }
+
+    fn close(&self, builder: PackBuilder) -> Result<(), Stopped> {
+        let mut rng = self.entropy.fork();
+        let pack = PackId::random(&mut rng);
+        let built = builder.finish(pack, &self.writer, self.session, &self.sealer, &mut rng);
+        self.uploads.blocking_send(built).map_err(|_| Stopped)
+    }
+}

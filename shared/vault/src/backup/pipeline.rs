@@ -1,0 +1,272 @@
+//! The pipeline of a backup: read → cut → hash → deduplicate → compress → encrypt → pack, on all cores.
+//!
+//! Invariant: memory is bounded by the number of region buffers, of packs on their way, and of lists that wait; every
+//! stage blocks when the next is full, and every stage ends when another has failed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use strongroom_format::chunker::Chunker;
+use strongroom_format::frame::FrameSealer;
+use strongroom_format::ids::ChunkId;
+use strongroom_format::manifest::RegionSource;
+use strongroom_format::segment::{ChunkRef, Extent};
+
+use super::lister::{Lister, PendingExtent, PendingList, stopped};
+use super::packer::{Claim, Packer};
+use super::parent::Parent;
+use super::region::{Cut, Outcome, cut};
+use super::source::{RegionRead, Source};
+use crate::dedup::{DedupIndex, Location};
+use crate::error::{VaultError, VaultResult};
+use crate::progress::Progress;
+use crate::target::Target;
+
+/// Region buffers beyond one for each worker: one being read, two waiting.
+const SPARE_BUFFERS: usize = 3;
+
+/// What all workers share.
+#[derive(Debug)]
+pub struct Work {
+    /// The target.
+    pub target: Target,
+    /// Cuts.
+    pub chunker: Chunker,
+    /// zstd level of frames.
+    pub zstd_level: i32,
+    /// The last backup of the volume, if it can be used.
+    pub parent: Option<Parent>,
+    /// What the target has.
+    pub index: Arc<DedupIndex>,
+    /// Collects frames.
+    pub packer: Packer,
+    /// Counters.
+    pub progress: Arc<Progress>,
+    /// Number of worker threads.
+    pub workers: usize,
+}
+
+/// What reading the whole source came to.
+#[derive(Debug)]
+pub struct Cutting {
+    /// Length of the source, bytes.
+    pub size_bytes: u64,
+    /// Regions that are zeros or as in the parent (in the parent's numbers); the others are the lister's.
+    pub sources: BTreeMap<u64, RegionSource>,
+    /// The lister, with what waits for the last packs.
+    pub lister: Lister,
+}
+
+struct Job {
+    region: u64,
+    read: RegionRead,
+    buffer: Vec<u8>,
+}
+
+enum Done {
+    Source(u64, RegionSource),
+    List(u64, PendingList),
+}
+
+/// Reads the source to its end through all stages up to packing. Blocks; runs threads of its own.
+///
+/// # Errors
+/// The first error of any stage.
+pub fn run(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<Cutting> {
+    let (free_tx, free_rx) = bounded(work.workers + SPARE_BUFFERS);
+    for _ in 0..work.workers + SPARE_BUFFERS {
+        // The channel was made with room for all.
+        let _ = free_tx.send(Vec::new());
+    }
+    let (jobs_tx, jobs_rx) = bounded::<Job>(2);
+    let (done_tx, done_rx) = bounded::<Done>(work.workers * 4);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(move || read(source, &free_rx, &jobs_tx));
+        let workers: Vec<_> = (0..work.workers)
+            .map(|_| {
+                let (jobs, done, free) = (jobs_rx.clone(), done_tx.clone(), free_tx.clone());
+                scope.spawn(move || work_off(work, &jobs, &done, &free))
+            })
+            .collect();
+        drop((jobs_rx, done_tx, free_tx));
+        let mut sources = BTreeMap::new();
+        let collected = collect(&done_rx, work, &mut sources, &mut lister);
+        // Ends the workers, if it is an error that ended the collecting.
+        drop(done_rx);
+        let mut results: Vec<VaultResult<()>> = vec![collected];
+        results.extend(workers.into_iter().map(|worker| worker.join().unwrap_or_else(|_| Err(panicked()))));
+        let read = reader.join().unwrap_or_else(|_| Err(panicked()));
+        // Whoever was merely stopped by another's failure says nothing of interest.
+        let mut failures: Vec<VaultError> = results.into_iter().filter_map(Result::err).collect();
+        let size_bytes = match read {
+            Ok(size_bytes) => size_bytes,
+            Err(error) => {
+                failures.push(error);
+                0
+            }
+        };
+        if failures.is_empty() {
+            return Ok(Cutting { size_bytes, sources, lister });
+        }
+        let telling = failures.iter().position(|error| error.to_string() != stopped().to_string()).unwrap_or(0);
+        Err(failures.swap_remove(telling))
+    })
+}
+
+fn panicked() -> VaultError {
+    VaultError::Internal("a thread of the backup panicked".to_owned())
+}
+
+fn read(source: &mut Source, free: &Receiver<Vec<u8>>, jobs: &Sender<Job>) -> VaultResult<u64> {
+    let mut size_bytes = 0;
+    for region in 0.. {
+        let mut buffer = free.recv().map_err(|_| stopped())?;
+        let Some(read) = source.next_region(&mut buffer)? else { break };
+        size_bytes += match read {
+            RegionRead::Hole(len) => len as u64,
+            RegionRead::Bytes => buffer.len() as u64,
+        };
+        jobs.send(Job { region, read, buffer }).map_err(|_| stopped())?;
+    }
+    Ok(size_bytes)
+}
+
+fn collect(
+    done: &Receiver<Done>,
+    work: &Work,
+    sources: &mut BTreeMap<u64, RegionSource>,
+    lister: &mut Lister,
+) -> VaultResult<()> {
+    for done in done {
+        match done {
+            Done::Source(region, source) => {
+                sources.insert(region, source);
+            }
+            Done::List(region, list) => lister.add(region, list, &work.packer)?,
+        }
+    }
+    Ok(())
+}
+
+fn work_off(work: &Work, jobs: &Receiver<Job>, done: &Sender<Done>, free: &Sender<Vec<u8>>) -> VaultResult<()> {
+    let mut sealer = FrameSealer::new(work.target.ingest()?, work.zstd_level)
+        .map_err(|problem| problem.of("the target's settings"))?;
+    let mut frame = Vec::new();
+    for Job { region, read, buffer } in jobs {
+        let (len, finished) = match read {
+            RegionRead::Hole(len) => (len, Done::Source(region, RegionSource::Zeros)),
+            RegionRead::Bytes => (buffer.len(), work_region(work, region, &buffer, &mut sealer, &mut frame)?),
+        };
+        // The reader may have ended already; then nobody needs the buffer.
+        let _ = free.send(buffer);
+        work.progress.done_bytes.fetch_add(len as u64, Relaxed);
+        done.send(finished).map_err(|_| stopped())?;
+    }
+    Ok(())
+}
+
+fn work_region(
+    work: &Work,
+    region: u64,
+    bytes: &[u8],
+    sealer: &mut FrameSealer,
+    frame: &mut Vec<u8>,
+) -> VaultResult<Done> {
+    let parent = work.parent.as_ref().and_then(|parent| parent.list(region));
+    let hints = parent.as_ref().and_then(|(source, segment)| match source {
+        RegionSource::List { slot, .. } => segment.list(*slot).ok(),
+        RegionSource::Zeros => None,
+    });
+    let outcome = cut(bytes, &work.chunker, sealer, hints);
+    let inherit = |source: RegionSource| work.parent.as_ref().is_some_and(|parent| parent.may_inherit(source));
+    Ok(match outcome {
+        Outcome::Zeros => Done::Source(region, RegionSource::Zeros),
+        Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer, frame)?),
+        Outcome::Unchanged => {
+            let extents = hints.unwrap_or_default();
+            count_unchanged(&work.progress, extents);
+            match parent.as_ref().map(|(source, _)| *source).filter(|source| inherit(*source)) {
+                Some(source) => Done::Source(region, source),
+                // Its segment is to be left: the same list goes into a new one, with keys made from the bytes read.
+                None => Done::List(region, relist(extents, bytes, sealer)),
+            }
+        }
+    })
+}
+
+fn count_unchanged(progress: &Progress, extents: &[Extent]) {
+    for extent in extents {
+        if let Extent::Chunk(chunk) = extent {
+            progress.chunks.fetch_add(1, Relaxed);
+            progress.data_bytes.fetch_add(u64::from(chunk.len), Relaxed);
+        }
+    }
+}
+
+fn relist(extents: &[Extent], bytes: &[u8], sealer: &FrameSealer) -> PendingList {
+    let mut at = 0;
+    let mut keys = Vec::new();
+    for extent in extents {
+        let end = at + extent.len() as usize;
+        if matches!(extent, Extent::Chunk(_)) {
+            keys.push(sealer.chunk_key(&strongroom_format::frame::PlaintextHash::of(&bytes[at..end])));
+        }
+        at = end;
+    }
+    PendingList { extents: extents.iter().copied().map(PendingExtent::Placed).collect(), keys }
+}
+
+/// Stores the chunks of a changed region that the target does not have.
+fn store(
+    work: &Work,
+    bytes: &[u8],
+    cuts: Vec<Cut>,
+    sealer: &mut FrameSealer,
+    frame: &mut Vec<u8>,
+) -> VaultResult<PendingList> {
+    let progress = &work.progress;
+    let mut list = PendingList { extents: Vec::with_capacity(cuts.len()), keys: Vec::new() };
+    for cut in cuts {
+        let (extent, hash, len) = match cut {
+            Cut::Zeros(len) => {
+                list.extents.push(PendingExtent::Placed(Extent::Zeros(len)));
+                continue;
+            }
+            Cut::Known(chunk, hash) => (PendingExtent::Placed(Extent::Chunk(chunk)), hash, chunk.len),
+            Cut::Fresh { id, start, len, hash } => {
+                let extent = match work.packer.claim(&id, &work.index) {
+                    Claim::Stored(location) => placed(id, len, location),
+                    Claim::OnItsWay => PendingExtent::OnItsWay { id, len },
+                    Claim::New => {
+                        frame.clear();
+                        let key = hash.key(sealer);
+                        let frame_len = sealer.seal(&id, &key, &bytes[start..start + len as usize], frame);
+                        work.packer.push(id, len, frame).map_err(|_| stopped())?;
+                        progress.new_chunks.fetch_add(1, Relaxed);
+                        progress.new_bytes.fetch_add(u64::from(len), Relaxed);
+                        progress.new_frame_bytes.fetch_add(frame_len as u64, Relaxed);
+                        PendingExtent::OnItsWay { id, len }
+                    }
+                };
+                (extent, hash, len)
+            }
+        };
+        progress.chunks.fetch_add(1, Relaxed);
+        progress.data_bytes.fetch_add(u64::from(len), Relaxed);
+        list.keys.push(hash.key(sealer));
+        list.extents.push(extent);
+    }
+    Ok(list)
+}
+
+fn placed(id: ChunkId, len: u32, location: Location) -> PendingExtent {
+    PendingExtent::Placed(Extent::Chunk(ChunkRef {
+        id,
+        len,
+        pack: location.pack,
+        offset: location.offset,
+        frame_len: location.frame_len,
+    }))
+}

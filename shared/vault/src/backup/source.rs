@@ -1,0 +1,189 @@
+//! Where a backup reads from: a file or block device with holes, or a stream.
+//!
+//! Invariant: regions come in order, each of full length but the last; what a hole reads as is zeros.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+use strongroom_format::chunker::REGION_BYTES;
+
+use crate::error::{VaultError, VaultResult};
+
+/// One region as read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegionRead {
+    /// So many bytes of a hole: nothing was put into the buffer.
+    Hole(usize),
+    /// The buffer holds its bytes.
+    Bytes,
+}
+
+/// A source of regions.
+pub struct Source {
+    name: PathBuf,
+    input: Input,
+}
+
+enum Input {
+    /// Length known, any region can be read, holes are skipped.
+    Seekable { file: File, size_bytes: u64, next: u64, data_end: u64 },
+    /// Read once, to its end.
+    Stream { reader: Box<dyn Read + Send>, ended: bool },
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Source({})", self.name.display())
+    }
+}
+
+/// Length of a region in memory.
+const REGION_LEN: usize = 8 << 20;
+const _: () = assert!(REGION_LEN as u64 == REGION_BYTES);
+
+impl Source {
+    /// Opens a file or block device.
+    ///
+    /// # Errors
+    /// `Io`; `Invalid` for anything else, such as a folder.
+    pub fn open(path: &Path) -> VaultResult<Self> {
+        let io = |error| VaultError::io("opening", path, error);
+        let file = File::open(path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        let size_bytes = if metadata.is_file() {
+            metadata.len()
+        } else if metadata.file_type().is_block_device() {
+            seek(&file, SeekFrom::End(0)).map_err(|error| io(error.into()))?
+        } else {
+            return Err(VaultError::Invalid(format!(
+                "{}: neither a file nor a block device; give one, or - for standard input",
+                path.display()
+            )));
+        };
+        Ok(Self { name: path.to_owned(), input: Input::Seekable { file, size_bytes, next: 0, data_end: 0 } })
+    }
+
+    /// Takes a stream, such as standard input.
+    pub fn stream(name: &str, reader: Box<dyn Read + Send>) -> Self {
+        Self { name: PathBuf::from(name), input: Input::Stream { reader, ended: false } }
+    }
+
+    /// What it is called.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// Length, bytes, where it is known beforehand.
+    pub const fn size_bytes(&self) -> Option<u64> {
+        match &self.input {
+            Input::Seekable { size_bytes, .. } => Some(*size_bytes),
+            Input::Stream { .. } => None,
+        }
+    }
+
+    /// Starts over from the first region; `false` where that can't be done.
+    pub const fn rewind(&mut self) -> bool {
+        match &mut self.input {
+            Input::Seekable { next, data_end, .. } => {
+                *next = 0;
+                *data_end = 0;
+                true
+            }
+            Input::Stream { .. } => false,
+        }
+    }
+
+    /// Reads the next region into `buffer`, which is made as long as the region; `None` at the end.
+    ///
+    /// # Errors
+    /// `Io`, also where a file became shorter while it was read.
+    pub fn next_region(&mut self, buffer: &mut Vec<u8>) -> VaultResult<Option<RegionRead>> {
+        let read = match &mut self.input {
+            Input::Seekable { file, size_bytes, next, data_end } => {
+                let left = usize::try_from(size_bytes.saturating_sub(*next)).unwrap_or(usize::MAX);
+                let start = *next;
+                *next += left.min(REGION_LEN) as u64;
+                read_at(file, start, left.min(REGION_LEN), data_end, buffer)
+            }
+            Input::Stream { reader, ended } => read_stream(reader.as_mut(), ended, buffer),
+        };
+        read.map_err(|error| VaultError::io("reading", &self.name, error))
+    }
+}
+
+/// Reads a region at an offset, asking the filesystem first whether there is any data in it. `data_end` keeps the end
+/// of the data extent found last, to spare questions.
+fn read_at(
+    file: &File,
+    start: u64,
+    len: usize,
+    data_end: &mut u64,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<RegionRead>> {
+    if len == 0 {
+        return Ok(None);
+    }
+    let end = start + len as u64;
+    buffer.clear();
+    let mut at = start;
+    while at < end {
+        if *data_end <= at {
+            let Some((data, hole)) = next_extent(file, at)? else { break };
+            if data >= end {
+                break;
+            }
+            pad(buffer, data.saturating_sub(start));
+            *data_end = hole;
+            at = at.max(data);
+        }
+        let stop = end.min(*data_end);
+        let from = buffer.len();
+        pad(buffer, stop - start);
+        file.read_exact_at(&mut buffer[from..], at)?;
+        at = stop;
+    }
+    if buffer.is_empty() {
+        return Ok(Some(RegionRead::Hole(len)));
+    }
+    buffer.resize(len, 0);
+    Ok(Some(RegionRead::Bytes))
+}
+
+fn pad(buffer: &mut Vec<u8>, len: u64) {
+    let len = usize::try_from(len).unwrap_or(REGION_LEN).min(REGION_LEN);
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+}
+
+/// The data extent at or after `at`: where it starts and ends. Filesystems (and devices) that know no holes answer
+/// that all is data; `None` where only a hole is left.
+fn next_extent(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
+    match seek(file, SeekFrom::Data(at)) {
+        Ok(data) => match seek(file, SeekFrom::Hole(data)) {
+            Ok(hole) if hole > data => Ok(Some((data, hole))),
+            Ok(_) | Err(_) => Ok(Some((data, u64::MAX))),
+        },
+        Err(rustix::io::Errno::NXIO) => Ok(None),
+        // Not supported: everything counts as data.
+        Err(_) => Ok(Some((at, u64::MAX))),
+    }
+}
+
+fn read_stream(reader: &mut dyn Read, ended: &mut bool, buffer: &mut Vec<u8>) -> io::Result<Option<RegionRead>> {
+    buffer.resize(REGION_LEN, 0);
+    let mut filled = 0;
+    while filled < REGION_LEN && !*ended {
+        match reader.read(&mut buffer[filled..]) {
+            Ok(0) => *ended = true,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    buffer.truncate(filled);
+    Ok((filled > 0).then_some(RegionRead::Bytes))
+}

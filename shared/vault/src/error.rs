@@ -1,0 +1,72 @@
+//! What can go wrong with an operation, by what the caller does about it.
+
+use std::path::Path;
+
+use strongroom_catalog::commit::Refusal;
+use strongroom_catalog::find::FindError;
+use strongroom_catalog::invariants::Breach;
+use strongroom_format::FormatError;
+use strongroom_store::{StoreError, StoreErrorKind};
+
+/// A failed operation.
+#[derive(Debug, thiserror::Error)]
+pub enum VaultError {
+    /// A call to the object store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Stored bytes were refused: damage, a foreign object, a wrong key.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The catalog refused new names; start again.
+    #[error("refused by the catalog: {0}")]
+    Refused(#[from] Refusal),
+    /// No such backup, or a name that doesn't tell one.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Data that a backup needs is missing or damaged.
+    #[error("{0}")]
+    Damaged(String),
+    /// It would be unsafe; the message says how to go on deliberately.
+    #[error("{0}")]
+    Unsafe(String),
+    /// What was asked for can't be done as asked.
+    #[error("{0}")]
+    Invalid(String),
+    /// Work was cut off inside this program.
+    #[error("{0}; please report this if it happens again")]
+    Internal(String),
+    /// A key does not open this target.
+    #[error("{0}")]
+    WrongKey(String),
+    /// Reading the source or writing the destination failed.
+    #[error("{doing} {path}: {source}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To what.
+        path: String,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// The local index cache can't be used.
+    #[error("local index cache: {0}; it is always safe to delete")]
+    Cache(#[from] std::io::Error),
+    /// A bug of ours, caught before it did harm.
+    #[error("{0}; nothing was changed, please report this")]
+    Breach(#[from] Breach),
+}
+
+impl VaultError {
+    /// Wraps an input/output error with what was being done, to what.
+    pub fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { doing, path: path.display().to_string(), source }
+    }
+
+    /// Says whether an object was asked for that is not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Store(error) if error.kind == StoreErrorKind::NotFound)
+    }
+}
+
+/// The answer of an operation.
+pub type VaultResult<T> = Result<T, VaultError>;

@@ -1,0 +1,364 @@
+//! Restoring a backup, whole or a range of it.
+//!
+//! Invariant: every chunk is authenticated and hashed against its id before it is written; what is missing or damaged
+//! fails the restore, and an incomplete destination never looks whole.
+
+mod plan;
+mod reader;
+mod sink;
+
+use std::io::Write;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use strongroom_format::chunker::REGION_BYTES;
+use strongroom_format::frame::{ChunkNamer, open_frame};
+use strongroom_format::ids::{BackupId, SessionId};
+use strongroom_format::index::ReaderRegistration;
+use strongroom_format::layout::{InboxEntry, ObjectKey};
+use strongroom_format::manifest::{Manifest, RegionSource, region_len};
+use strongroom_format::segment::Extent;
+use tokio::sync::OnceCell;
+use tracing::{info, warn};
+
+pub use reader::{SegmentReader, check_cover};
+pub use sink::Sink;
+
+use crate::error::{VaultError, VaultResult};
+use crate::head::Head;
+use crate::progress::Progress;
+use crate::rebuild::ChunkFinder;
+use crate::target::Target;
+use plan::{PackRead, ReadPlanner, Wanted};
+
+/// Chunks planned together: about 1 GiB of volume at the default chunker. The more, the fewer packs are read twice.
+const CHUNKS_PER_PLAN: usize = 32 << 10;
+/// Bytes of a stream put together in memory at a time.
+const STREAM_STRETCH_BYTES: u64 = 64 << 20;
+
+/// How to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// What this host calls itself.
+    pub host: String,
+    /// The bytes of the volume to restore; all if `None`.
+    pub range: Option<Range<u64>>,
+    /// Requests at once.
+    pub fetches: usize,
+    /// Whether a file that exists may be replaced.
+    pub overwrite: bool,
+}
+
+/// What a restore came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RestoreReport {
+    /// Bytes of the restored range.
+    pub size_bytes: u64,
+    /// Bytes of it that are not zeros.
+    pub data_bytes: u64,
+    /// Bytes fetched.
+    pub fetched_bytes: u64,
+}
+
+/// A restore in progress.
+struct Restore<'a> {
+    target: &'a Target,
+    manifest: Manifest,
+    range: Range<u64>,
+    namer: ChunkNamer,
+    fetches: usize,
+    progress: &'a Arc<Progress>,
+    elsewhere: OnceCell<ChunkFinder>,
+}
+
+/// Restores to a file or block device.
+///
+/// # Errors
+/// `Damaged` or `Format` for what can't be restored right; `Io`; `Store`; `WrongKey` without the restore key.
+pub async fn restore_to_path(
+    target: &Target,
+    backup: BackupId,
+    destination: &Path,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> VaultResult<RestoreReport> {
+    let (restore, registration) = Restore::begin(target, backup, options, progress).await?;
+    let size_bytes = restore.range.end - restore.range.start;
+    let sink = Sink::open(destination, size_bytes, options.overwrite);
+    let restored = match sink {
+        Ok(sink) => {
+            let sink = Arc::new(sink);
+            restore.fill(&sink, restore.range.clone()).await.map(|()| sink)
+        }
+        Err(error) => Err(error),
+    };
+    deregister(target, registration).await;
+    let sink = Arc::into_inner(restored?)
+        .ok_or_else(|| VaultError::Internal("a task of the restore is still writing".to_owned()))?;
+    tokio::task::spawn_blocking(move || sink.finish()).await.map_err(cut_off)??;
+    Ok(restore.report())
+}
+
+/// Restores to a stream, in order.
+///
+/// # Errors
+/// As [`restore_to_path`]. What was written before an error is a prefix of the volume.
+pub async fn restore_to_stream(
+    target: &Target,
+    backup: BackupId,
+    mut stream: impl Write,
+    options: &RestoreOptions,
+    progress: &Arc<Progress>,
+) -> VaultResult<RestoreReport> {
+    let (restore, registration) = Restore::begin(target, backup, options, progress).await?;
+    let mut at = restore.range.start;
+    let mut restored = Ok(());
+    while at < restore.range.end && restored.is_ok() {
+        let end = restore.range.end.min(at + STREAM_STRETCH_BYTES);
+        restored = restore.stretch(at..end, &mut stream).await;
+        at = end;
+    }
+    deregister(target, registration).await;
+    restored?;
+    stream.flush().map_err(|error| VaultError::io("writing", Path::new("-"), error))?;
+    Ok(restore.report())
+}
+
+impl<'a> Restore<'a> {
+    /// Registers the restore, so that collection keeps what it reads, and reads the manifest.
+    async fn begin(
+        target: &'a Target,
+        backup: BackupId,
+        options: &RestoreOptions,
+        progress: &'a Arc<Progress>,
+    ) -> VaultResult<(Self, Option<ObjectKey>)> {
+        let namer = ChunkNamer::new(target.restore()?.chunk_id_key.clone());
+        let manifest = target.manifest(backup).await?;
+        let range = options.range.clone().unwrap_or(0..manifest.size_bytes);
+        if range.start > range.end || range.end > manifest.size_bytes {
+            return Err(VaultError::Invalid(format!(
+                "bytes {} to {} are not all in the volume, which has {}",
+                range.start, range.end, manifest.size_bytes
+            )));
+        }
+        let registration = register(target, &manifest, &options.host).await;
+        // Read after registering: a collection that reads a root without this backup will see the registration.
+        let Head { root, .. } = target.head().await?;
+        if root.backup(backup).is_none() {
+            deregister(target, registration).await;
+            return Err(VaultError::Damaged(format!("backup {backup} was removed from the catalog")));
+        }
+        progress.total_bytes.store(range.end - range.start, Relaxed);
+        let fetches = options.fetches.max(1);
+        Ok((Self { target, manifest, range, namer, fetches, progress, elsewhere: OnceCell::new() }, registration))
+    }
+
+    fn report(&self) -> RestoreReport {
+        RestoreReport {
+            size_bytes: self.range.end - self.range.start,
+            data_bytes: Progress::read(&self.progress.data_bytes),
+            fetched_bytes: Progress::read(&self.progress.stored_bytes),
+        }
+    }
+
+    async fn stretch(&self, range: Range<u64>, stream: &mut impl Write) -> VaultResult<()> {
+        let len = usize::try_from(range.end - range.start).map_err(|_| VaultError::Invalid("too long".to_owned()))?;
+        let sink = Arc::new(Sink::memory(range.start - self.range.start, len));
+        self.fill(&sink, range).await?;
+        let sink = Arc::into_inner(sink)
+            .ok_or_else(|| VaultError::Internal("a task of the restore is still writing".to_owned()))?;
+        stream.write_all(&sink.finish()?).map_err(|error| VaultError::io("writing", Path::new("-"), error))
+    }
+
+    /// Writes a range of the volume to a sink, whose offset 0 is the start of the restored range.
+    async fn fill(&self, sink: &Arc<Sink>, range: Range<u64>) -> VaultResult<()> {
+        let mut segments = SegmentReader::new(self.target, &self.manifest)?;
+        let mut planner = ReadPlanner::default();
+        let first = range.start / REGION_BYTES;
+        let skip = usize::try_from(first).map_err(|_| VaultError::Invalid("too large".to_owned()))?;
+        for (region, source) in (first..).zip(self.manifest.regions().skip(skip)) {
+            let start = region * REGION_BYTES;
+            if start >= range.end {
+                break;
+            }
+            let len = region_len(self.manifest.size_bytes, region);
+            match source {
+                RegionSource::Zeros => self.place_zeros(sink, &range, start, len)?,
+                RegionSource::List { segment, slot } => {
+                    let list = segments.list(segment, slot, len).await?;
+                    let mut at = start;
+                    for (extent, key) in list {
+                        let extent_len = u64::from(extent.len());
+                        match (extent, key) {
+                            (Extent::Chunk(chunk), Some(key)) => {
+                                if at < range.end && at + extent_len > range.start {
+                                    planner.add(chunk, &key, at);
+                                }
+                            }
+                            _ => self.place_zeros(sink, &range, at, extent_len)?,
+                        }
+                        at += extent_len;
+                    }
+                }
+            }
+            if planner.len() >= CHUNKS_PER_PLAN {
+                self.fetch_all(planner.take_reads(), sink, &range).await?;
+            }
+        }
+        self.fetch_all(planner.take_reads(), sink, &range).await
+    }
+
+    fn place_zeros(&self, sink: &Sink, range: &Range<u64>, at: u64, len: u64) -> VaultResult<()> {
+        let start = at.max(range.start);
+        let end = (at + len).min(range.end);
+        if start < end {
+            sink.zeros(start - self.range.start, end - start)?;
+            self.progress.done_bytes.fetch_add(end - start, Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn fetch_all(&self, reads: Vec<Arc<PackRead>>, sink: &Arc<Sink>, range: &Range<u64>) -> VaultResult<()> {
+        stream::iter(reads)
+            .map(|read| async move {
+                let key = ObjectKey::Pack(read.pack);
+                let frames = self.target.context.store.get_range(&key, read.start..read.end).await;
+                let (bytes, mut failed) = match frames {
+                    Ok(bytes) => (bytes, Vec::new()),
+                    Err(error) if error.kind == strongroom_store::StoreErrorKind::Unavailable => {
+                        return Err(error.into());
+                    }
+                    Err(error) => {
+                        warn!(%error, "looking for its chunks in other packs");
+                        (Bytes::new(), read.wanted.clone())
+                    }
+                };
+                self.progress.stored_bytes.fetch_add(bytes.len() as u64, Relaxed);
+                if !bytes.is_empty() {
+                    failed = self.write_all(&read, bytes, sink, range).await?;
+                }
+                for wanted in failed {
+                    self.write_from_elsewhere(&wanted, sink, range).await?;
+                }
+                Ok(())
+            })
+            .buffer_unordered(self.fetches)
+            .try_collect()
+            .await
+    }
+
+    /// Opens and writes the chunks of one read; returns those that are damaged there.
+    async fn write_all(
+        &self,
+        read: &Arc<PackRead>,
+        bytes: Bytes,
+        sink: &Arc<Sink>,
+        range: &Range<u64>,
+    ) -> VaultResult<Vec<Wanted>> {
+        let (read, sink, range) = (Arc::clone(read), Arc::clone(sink), range.clone());
+        let (namer, progress, base) = (self.namer.clone(), Arc::clone(self.progress), self.range.start);
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut damaged = Vec::new();
+            for wanted in &read.wanted {
+                let start = usize::try_from(u64::from(wanted.chunk.offset) - read.start).unwrap_or(usize::MAX);
+                let frame = bytes.get(start..start.saturating_add(wanted.chunk.frame_len as usize));
+                match frame.map(|frame| open_chunk(&namer, wanted, frame)) {
+                    Some(Ok(plaintext)) => write_chunk(&sink, wanted, &plaintext, &range, base, &progress)?,
+                    Some(Err(problem)) => {
+                        warn!(pack = %read.pack, chunk = %wanted.chunk.id, %problem, "damaged; looking for another copy");
+                        damaged.push(wanted.clone());
+                    }
+                    None => damaged.push(wanted.clone()),
+                }
+            }
+            VaultResult::Ok(damaged)
+        });
+        writing.await.map_err(cut_off)?
+    }
+
+    /// Finds another copy of a chunk through the index: where it was repacked to, or where somebody stored it too.
+    async fn write_from_elsewhere(&self, wanted: &Wanted, sink: &Sink, range: &Range<u64>) -> VaultResult<()> {
+        let finder = self.elsewhere.get_or_try_init(|| ChunkFinder::load(self.target)).await?;
+        finder.exclude(wanted.chunk.pack);
+        while let Some(place) = finder.find(&wanted.chunk.id) {
+            let frame_range = u64::from(place.offset)..u64::from(place.offset) + u64::from(place.frame_len);
+            let frame = self.target.context.store.get_range(&ObjectKey::Pack(place.pack), frame_range).await;
+            if let Ok(plaintext) = frame.map_err(drop).and_then(|f| open_chunk(&self.namer, wanted, &f).map_err(drop)) {
+                info!(chunk = %wanted.chunk.id, pack = %place.pack, "found another copy");
+                return write_chunk(sink, wanted, &plaintext, range, self.range.start, self.progress);
+            }
+            finder.exclude(place.pack);
+        }
+        Err(VaultError::Damaged(format!(
+            "{}: missing or damaged there, and chunk {} is nowhere else; the backup can't be restored whole. \
+             Run `strongroom verify --full` to see what else is affected",
+            ObjectKey::Pack(wanted.chunk.pack),
+            wanted.chunk.id
+        )))
+    }
+}
+
+fn open_chunk(namer: &ChunkNamer, wanted: &Wanted, frame: &[u8]) -> Result<Vec<u8>, strongroom_format::Problem> {
+    open_frame(namer, &wanted.chunk.id, &wanted.key, wanted.chunk.len as usize, frame)
+}
+
+/// Writes a chunk to all its places, cut to the restored range.
+fn write_chunk(
+    sink: &Sink,
+    wanted: &Wanted,
+    plaintext: &[u8],
+    range: &Range<u64>,
+    base: u64,
+    progress: &Progress,
+) -> VaultResult<()> {
+    for &place in &wanted.places {
+        let start = place.max(range.start);
+        let end = (place + plaintext.len() as u64).min(range.end);
+        let from = usize::try_from(start - place).unwrap_or(usize::MAX);
+        let to = usize::try_from(end.saturating_sub(place)).unwrap_or(usize::MAX);
+        if let Some(bytes) = plaintext.get(from..to) {
+            sink.write_at(start - base, bytes)?;
+            progress.done_bytes.fetch_add(bytes.len() as u64, Relaxed);
+            progress.data_bytes.fetch_add(bytes.len() as u64, Relaxed);
+        }
+    }
+    Ok(())
+}
+
+fn cut_off(error: tokio::task::JoinError) -> VaultError {
+    VaultError::Internal(format!("a task of the restore was cut off: {error}"))
+}
+
+/// Tells collection what is being read. A restorer may lack the right to write: then it goes on without.
+async fn register(target: &Target, manifest: &Manifest, host: &str) -> Option<ObjectKey> {
+    let mut rng = target.context.entropy.fork();
+    let tag = target.sealer.volume_tag(&manifest.volume);
+    let session = SessionId::random_of(tag, &mut rng);
+    let key = ObjectKey::Inbox(session, InboxEntry::Reader);
+    let body = ReaderRegistration {
+        session,
+        backup: manifest.backup,
+        host: host.to_owned(),
+        opened: target.context.clock.now(),
+    };
+    let bytes = Bytes::from(target.sealer.seal(&key, &body, &mut rng));
+    match target.context.store.put_if_absent(&key, bytes).await {
+        Ok(_) => Some(key),
+        Err(error) => {
+            info!(%error, "the restore is not registered: a collection may remove what it reads, if its backup is removed meanwhile");
+            None
+        }
+    }
+}
+
+async fn deregister(target: &Target, registration: Option<ObjectKey>) {
+    if let Some(key) = registration
+        && let Err(error) = target.context.store.delete(&[key]).await
+    {
+        info!(%error, "the restore's registration is left to collection");
+    }
+}

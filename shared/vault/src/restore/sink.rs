@@ -1,0 +1,211 @@
+//! Where a restore writes to: a file, a block device, or a stream.
+//!
+//! Invariant: what is not complete does not look whole. A file appears under its name only when it is complete and on
+//! disk. On a block device the first region, which holds what makes it a partition table or a filesystem, stays zeros
+//! until all the rest is written.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
+use strongroom_format::chunker::REGION_BYTES;
+use tempfile::NamedTempFile;
+
+use crate::error::{VaultError, VaultResult};
+
+/// Zeros are written in pieces of this many bytes where a device can't be told to hold zeros.
+const ZERO_PIECE_BYTES: usize = 1 << 20;
+
+/// A destination that takes bytes at any offset.
+#[derive(Debug)]
+pub enum Sink {
+    /// A new file.
+    File(FileSink),
+    /// A block device.
+    Device(DeviceSink),
+    /// Memory: one stretch of a stream.
+    Memory(MemorySink),
+}
+
+/// A file that gets its name when it is complete.
+#[derive(Debug)]
+pub struct FileSink {
+    path: PathBuf,
+    file: NamedTempFile,
+}
+
+/// A block device.
+#[derive(Debug)]
+pub struct DeviceSink {
+    path: PathBuf,
+    file: File,
+    /// What belongs at the start, kept back.
+    head: Mutex<Vec<u8>>,
+}
+
+/// A stretch of a stream, put together in memory.
+#[derive(Debug)]
+pub struct MemorySink {
+    start: u64,
+    bytes: Mutex<Vec<u8>>,
+}
+
+impl Sink {
+    /// Opens a destination of `size_bytes`.
+    ///
+    /// # Errors
+    /// `Unsafe` for a file that exists, unless `overwrite`; `Invalid` for a device that is too small; `Io`.
+    pub fn open(path: &Path, size_bytes: u64, overwrite: bool) -> VaultResult<Self> {
+        match std::fs::metadata(path) {
+            Ok(metadata) if metadata.file_type().is_block_device() => Self::open_device(path, size_bytes),
+            Ok(metadata) if !metadata.is_file() => Err(VaultError::Invalid(format!(
+                "{}: neither a file nor a block device; give the name of a new file",
+                path.display()
+            ))),
+            Ok(metadata) if metadata.len() > 0 && !overwrite => Err(VaultError::Unsafe(format!(
+                "{}: exists; choose another name, or say --overwrite to replace it once the restore is complete",
+                path.display()
+            ))),
+            Ok(_) => Self::create_file(path, size_bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create_file(path, size_bytes),
+            Err(error) => Err(VaultError::io("opening", path, error)),
+        }
+    }
+
+    fn create_file(path: &Path, size_bytes: u64) -> VaultResult<Self> {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let file = tempfile::Builder::new()
+            .prefix(&format!(".{name}."))
+            .suffix(".strongroom-incomplete")
+            .tempfile_in(folder)
+            .and_then(|file| file.as_file().set_len(size_bytes).map(|()| file))
+            .map_err(|error| VaultError::io("creating", path, error))?;
+        Ok(Self::File(FileSink { path: path.to_owned(), file }))
+    }
+
+    fn open_device(path: &Path, size_bytes: u64) -> VaultResult<Self> {
+        let io = |error| VaultError::io("opening", path, error);
+        // O_EXCL on a block device: the kernel refuses while it is mounted or in use by another driver.
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0))
+            .open(path)
+            .map_err(io)?;
+        let device_bytes = seek(&file, SeekFrom::End(0)).map_err(|error| io(error.into()))?;
+        if device_bytes < size_bytes {
+            return Err(VaultError::Invalid(format!(
+                "{}: holds {device_bytes} bytes, and the backup needs {size_bytes}",
+                path.display()
+            )));
+        }
+        let head_len = usize::try_from(size_bytes.min(REGION_BYTES)).unwrap_or(0);
+        let sink = DeviceSink { path: path.to_owned(), file, head: Mutex::new(vec![0; head_len]) };
+        zero_range(&sink.file, 0, head_len as u64).and_then(|()| sink.file.sync_all()).map_err(io)?;
+        Ok(Self::Device(sink))
+    }
+
+    /// Makes the sink of a stretch of a stream.
+    pub fn memory(start: u64, len: usize) -> Self {
+        Self::Memory(MemorySink { start, bytes: Mutex::new(vec![0; len]) })
+    }
+
+    /// Writes bytes at an offset.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> VaultResult<()> {
+        match self {
+            Self::File(sink) => sink
+                .file
+                .as_file()
+                .write_all_at(bytes, offset)
+                .map_err(|error| VaultError::io("writing", &sink.path, error)),
+            Self::Device(sink) => {
+                let mut head = sink.head.lock().unwrap_or_else(PoisonError::into_inner);
+                let in_head = usize::try_from((head.len() as u64).saturating_sub(offset)).unwrap_or(usize::MAX);
+                let (first, rest) = bytes.split_at(in_head.min(bytes.len()));
+                if !first.is_empty() {
+                    let at = usize::try_from(offset).unwrap_or(0);
+                    head[at..at + first.len()].copy_from_slice(first);
+                }
+                drop(head);
+                sink.file
+                    .write_all_at(rest, offset + first.len() as u64)
+                    .map_err(|error| VaultError::io("writing", &sink.path, error))
+            }
+            Self::Memory(sink) => {
+                let mut all = sink.bytes.lock().unwrap_or_else(PoisonError::into_inner);
+                let at = usize::try_from(offset - sink.start).unwrap_or(usize::MAX);
+                all[at..at + bytes.len()].copy_from_slice(bytes);
+                Ok(())
+            }
+        }
+    }
+
+    /// Sees to it that a range reads as zeros.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn zeros(&self, offset: u64, len: u64) -> VaultResult<()> {
+        match self {
+            // Both are made of zeros.
+            Self::File(_) | Self::Memory(_) => Ok(()),
+            Self::Device(sink) => {
+                let head = sink.head.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
+                let start = offset.max(head);
+                let len = (offset + len).saturating_sub(start);
+                zero_range(&sink.file, start, len).map_err(|error| VaultError::io("zeroing", &sink.path, error))
+            }
+        }
+    }
+
+    /// Makes what was written durable and, only now, whole.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn finish(self) -> VaultResult<Vec<u8>> {
+        match self {
+            Self::File(sink) => {
+                let io = |error| VaultError::io("completing", &sink.path, error);
+                sink.file.as_file().sync_all().map_err(io)?;
+                let path = sink.path.clone();
+                sink.file.persist(&path).map_err(|error| VaultError::io("completing", &path, error.error))?;
+                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                File::open(folder)
+                    .and_then(|folder| folder.sync_all())
+                    .map_err(|error| VaultError::io("completing", &path, error))?;
+                Ok(Vec::new())
+            }
+            Self::Device(sink) => {
+                let head = sink.head.into_inner().unwrap_or_else(PoisonError::into_inner);
+                sink.file
+                    .sync_all()
+                    .and_then(|()| sink.file.write_all_at(&head, 0))
+                    .and_then(|()| sink.file.sync_all())
+                    .map_err(|error| VaultError::io("completing", &sink.path, error))?;
+                Ok(Vec::new())
+            }
+            Self::Memory(sink) => Ok(sink.bytes.into_inner().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+}
+
+/// Makes a range of a device read as zeros: by telling it to where it can, else by writing them.
+fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
+    if len == 0 || fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, len).is_ok() {
+        return Ok(());
+    }
+    let zeros = vec![0; ZERO_PIECE_BYTES];
+    let (mut at, end) = (start, start + len);
+    while at < end {
+        let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(zeros.len());
+        file.write_all_at(&zeros[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
+}
