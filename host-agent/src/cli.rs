@@ -364,7 +364,11 @@ fn parse_duration(text: &str) -> Result<DurationMs, String> {
     if !(0.0..9e15).contains(&millis) {
         return Err(bad());
     }
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be in range just above")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be in range just above"
+    )]
     Ok(DurationMs(millis as u64))
 }
 

@@ -175,7 +175,8 @@ impl Passphrase {
         if let Some((_, kek)) = last.as_ref().filter(|(before, _)| before == descriptor) {
             return Ok(kek.clone());
         }
-        let kek = Kek::from_passphrase(self.text.as_bytes(), descriptor).map_err(|problem| problem.of("keyring"))?;
+        let kek = Kek::from_passphrase(self.text.as_bytes(), descriptor)
+            .map_err(|problem| problem.of("keyring"))?;
         *last = Some((descriptor.clone(), kek.clone()));
         Ok(kek)
     }
@@ -227,10 +228,17 @@ fn kms_error(error: strongroom_aws::KmsError) -> VaultError {
 
 #[async_trait::async_trait]
 impl KekProvider for Kms {
-    async fn create(&self, target: TargetId, purpose: Purpose, _: &Context) -> VaultResult<(Kek, KekDescriptor)> {
+    async fn create(
+        &self,
+        target: TargetId,
+        purpose: Purpose,
+        _: &Context,
+    ) -> VaultResult<(Kek, KekDescriptor)> {
         let data_key = self.0.generate_data_key(&kms_context(target, purpose)).await.map_err(kms_error)?;
-        let descriptor =
-            KekDescriptor::Kms { key_id: self.0.key_id().to_owned(), encrypted_key: data_key.ciphertext.clone() };
+        let descriptor = KekDescriptor::Kms {
+            key_id: self.0.key_id().to_owned(),
+            encrypted_key: data_key.ciphertext.clone(),
+        };
         Ok((Kek::from_data_key(Secret32::from_bytes(*data_key.plaintext)), descriptor))
     }
 
@@ -254,7 +262,14 @@ mod tests {
         let secret = Secret32::from_bytes(std::array::from_fn(|n| u8::try_from(n).unwrap()));
         let text = key_file_text(&secret);
         assert_eq!(parse_key(&text).unwrap().expose(), secret.expose());
-        for bad in ["", "strongroom-key-v1", "strongroom-key-v1 00", "strongroom-key-v1 zz", "# strongroom-key-v1 00", "strongroom-key-v1 é"] {
+        for bad in [
+            "",
+            "strongroom-key-v1",
+            "strongroom-key-v1 00",
+            "strongroom-key-v1 zz",
+            "# strongroom-key-v1 00",
+            "strongroom-key-v1 é",
+        ] {
             assert!(parse_key(bad).is_none(), "{bad}");
         }
     }

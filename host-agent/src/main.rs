@@ -69,7 +69,9 @@ fn exit_code(error: &VaultError) -> u8 {
     match error {
         VaultError::Store(error) => match error.kind {
             StoreErrorKind::NotFound => EXIT_DAMAGED,
-            StoreErrorKind::Denied | StoreErrorKind::Unavailable | StoreErrorKind::Invalid => EXIT_UNREACHABLE,
+            StoreErrorKind::Denied | StoreErrorKind::Unavailable | StoreErrorKind::Invalid => {
+                EXIT_UNREACHABLE
+            }
             StoreErrorKind::Conflict => 1,
         },
         VaultError::Format(_) | VaultError::Damaged(_) => EXIT_DAMAGED,
@@ -93,7 +95,8 @@ fn start_log(cli: &Cli) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("STRONGROOM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let subscriber =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     if cli.global.json {
         subscriber.json().init();
     } else {

@@ -79,10 +79,12 @@ impl Settings {
             Some(path) => {
                 let text = std::fs::read_to_string(&path)
                     .map_err(|error| VaultError::io("reading configuration file", &path, error))?;
-                toml::from_str(&text).map_err(|error| VaultError::Invalid(format!("{}: {error}", path.display())))?
+                toml::from_str(&text)
+                    .map_err(|error| VaultError::Invalid(format!("{}: {error}", path.display())))?
             }
         };
-        let named = global.target.as_ref().or(file.target.as_ref()).and_then(|name| file.targets.get(name)).cloned();
+        let named =
+            global.target.as_ref().or(file.target.as_ref()).and_then(|name| file.targets.get(name)).cloned();
         if let Some(named) = named {
             global.target = Some(named.target);
             fill_key(&mut global, named.key_file, named.passphrase_file, named.kms_key);
@@ -101,7 +103,8 @@ impl Settings {
 
     /// What this host calls itself.
     pub fn host(&self) -> String {
-        let named = || std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
+        let named =
+            || std::fs::read_to_string("/proc/sys/kernel/hostname").map(|name| name.trim().to_owned());
         self.global.host.clone().unwrap_or_else(|| named().unwrap_or_else(|_| "unknown".to_owned()))
     }
 
@@ -162,7 +165,11 @@ impl Settings {
                         "target '{address}': give a full path, as in file:///srv/backup"
                     )));
                 }
-                let opened = if create { DirectoryStore::create(path).await } else { DirectoryStore::open(path).await };
+                let opened = if create {
+                    DirectoryStore::create(path).await
+                } else {
+                    DirectoryStore::open(path).await
+                };
                 let counting = Counting::new(opened?);
                 let counters = counting.counters();
                 (Arc::new(Retry::new(counting, RetryPolicy::default(), seed)), counters)

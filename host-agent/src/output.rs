@@ -51,7 +51,9 @@ impl Output {
         let terminal = std::io::stderr().is_terminal() && !self.quiet && !self.json;
         let watcher = (terminal || self.json).then(|| {
             let (stop, progress, json) = (Arc::clone(&stop), Arc::clone(progress), self.json);
-            std::thread::spawn(move || if json { tell(what, &progress, &stop) } else { show(what, &progress, &stop) })
+            std::thread::spawn(
+                move || if json { tell(what, &progress, &stop) } else { show(what, &progress, &stop) },
+            )
         });
         Watch { stop, watcher }
     }

@@ -15,7 +15,12 @@ use crate::cli::{BackupArgs, RestoreArgs};
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
 
-pub async fn backup(settings: &Settings, target: &Target, args: &BackupArgs, output: Output) -> VaultResult<Done> {
+pub async fn backup(
+    settings: &Settings,
+    target: &Target,
+    args: &BackupArgs,
+    output: Output,
+) -> VaultResult<Done> {
     let source = if args.source == Path::new("-") {
         Source::stream("-", Box::new(std::io::stdin()))
     } else {
@@ -76,7 +81,12 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(2, std::num::NonZero::get)
 }
 
-pub async fn restore(settings: &Settings, target: &Target, args: &RestoreArgs, output: Output) -> VaultResult<Done> {
+pub async fn restore(
+    settings: &Settings,
+    target: &Target,
+    args: &RestoreArgs,
+    output: Output,
+) -> VaultResult<Done> {
     let head = target.head().await?;
     let (volume, entry) = find(&head.root, &args.backup)?;
     let options = RestoreOptions {

@@ -138,7 +138,10 @@ impl Demo {
 
     async fn latest(&self) -> VaultResult<BackupId> {
         let head = self.target.head().await?;
-        let latest = head.root.latest("demo").ok_or_else(|| VaultError::Damaged("the last backup is gone".to_owned()))?;
+        let latest = head
+            .root
+            .latest("demo")
+            .ok_or_else(|| VaultError::Damaged("the last backup is gone".to_owned()))?;
         Ok(latest.id)
     }
 
@@ -155,7 +158,11 @@ impl Demo {
             while text.len() < 64 << 10 {
                 line += 1;
                 let noise: u32 = self.rng.random();
-                text.push_str(&format!("{line:010} host{} app[{}]: request done id={noise:08x}\n", line % 3, noise % 977));
+                text.push_str(&format!(
+                    "{line:010} host{} app[{}]: request done id={noise:08x}\n",
+                    line % 3,
+                    noise % 977
+                ));
             }
             text.truncate(64 << 10);
             file.write_all_at(text.as_bytes(), at).map_err(io)?;
@@ -216,7 +223,9 @@ impl Demo {
             read(one, &mut left, mib << 20)?;
             read(two, &mut right, mib << 20)?;
             if left != right {
-                return Err(VaultError::Damaged(format!("the restored volume differs in MiB {mib}; please report this")));
+                return Err(VaultError::Damaged(format!(
+                    "the restored volume differs in MiB {mib}; please report this"
+                )));
             }
         }
         Ok(())

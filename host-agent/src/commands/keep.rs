@@ -73,7 +73,12 @@ pub async fn retention(
         let reasons = decision.reasons.join(", ");
         let verdict = if decision.keeps() { planned } else { done };
         output.result(
-            &format!("{verdict:5} {} {} {}  {reasons}", decision.backup, time(decision.created), decision.volume),
+            &format!(
+                "{verdict:5} {} {} {}  {reasons}",
+                decision.backup,
+                time(decision.created),
+                decision.volume
+            ),
             &json!({
                 "event": "retention", "id": decision.backup, "volume": decision.volume,
                 "created": time(decision.created), "keep": decision.keeps(), "reasons": decision.reasons,
@@ -82,7 +87,11 @@ pub async fn retention(
         );
     }
     let removals = plan.removals().len();
-    output.say(&format!("{} kept, {removals} {}", plan.decisions.len() - removals, if dry_run { "would go" } else { "moved to the trash" }));
+    output.say(&format!(
+        "{} kept, {removals} {}",
+        plan.decisions.len() - removals,
+        if dry_run { "would go" } else { "moved to the trash" }
+    ));
     if dry_run && plan.exceeds_cap() {
         output.say(&format!("a run may remove {} at once; say --max-removals to allow more", plan.cap));
     }
@@ -110,9 +119,17 @@ fn tell_collection(report: &CollectReport, plan_only: bool, output: Output) {
     let text = [
         format!("{:>8} backups               {would}removed from the trash for good", report.purged.len()),
         line(report.deleted_objects, report.deleted_bytes, &format!("{would}deleted")),
-        line(report.condemned_objects, report.condemned_bytes, &format!("{would}condemned: deleted by a run after the grace")),
+        line(
+            report.condemned_objects,
+            report.condemned_bytes,
+            &format!("{would}condemned: deleted by a run after the grace"),
+        ),
         line(report.waiting_objects, report.waiting_bytes, "condemned, waiting for the end of their grace"),
-        line(report.spared_objects, report.spared_bytes, "never committed, left to sessions that may still be at work"),
+        line(
+            report.spared_objects,
+            report.spared_bytes,
+            "never committed, left to sessions that may still be at work",
+        ),
     ]
     .join("\n");
     let missing: Vec<String> = report.missing.iter().map(|name| name.key().to_string()).collect();

@@ -38,7 +38,11 @@ pub async fn ls(target: &Target, args: &LsArgs, output: Output) -> VaultResult<D
         return Ok(Done::Well);
     }
     if rows.is_empty() {
-        output.say(if args.trash { "the trash is empty" } else { "no backups yet; `strongroom backup` makes one" });
+        output.say(if args.trash {
+            "the trash is empty"
+        } else {
+            "no backups yet; `strongroom backup` makes one"
+        });
     }
     for (volume, backup) in rows {
         output.result(
@@ -66,12 +70,23 @@ pub async fn show(target: &Target, args: &ShowArgs, output: Output) -> VaultResu
         format!("backup    {}", entry.id),
         format!("volume    {volume}"),
         format!("created   {} on {} from {}", time(manifest.created), manifest.host, manifest.source),
-        format!("state     {}", entry.trashed.map_or("live".to_owned(), |at| format!("in the trash since {}", time(at)))),
-        format!("size      {} ({} of data in {} chunks)", bytes(manifest.size_bytes), bytes(stats.data_bytes), stats.chunks),
+        format!(
+            "state     {}",
+            entry.trashed.map_or("live".to_owned(), |at| format!("in the trash since {}", time(at)))
+        ),
+        format!(
+            "size      {} ({} of data in {} chunks)",
+            bytes(manifest.size_bytes),
+            bytes(stats.data_bytes),
+            stats.chunks
+        ),
         format!("new       {} in {} chunks", bytes(stats.new_plain_bytes), stats.new_chunks),
         format!("stored    {}", bytes(stats.stored_bytes)),
         format!("chunker   {}", manifest.chunker),
-        format!("segments  {} of its own, {inherited} shared with earlier backups", manifest.segments.len() - inherited),
+        format!(
+            "segments  {} of its own, {inherited} shared with earlier backups",
+            manifest.segments.len() - inherited
+        ),
         format!("parent    {}", manifest.parent.map_or("none".to_owned(), |parent| parent.to_string())),
     ]
     .join("\n");
@@ -103,7 +118,10 @@ pub async fn diff(target: &Target, args: &DiffArgs, output: Output) -> VaultResu
         return Ok(Done::Well);
     }
     for range in &found.ranges {
-        output.result(&format!("{:>16} {:>16}  {}", range.start, range.end, bytes(range.end - range.start)), &Value::Null);
+        output.result(
+            &format!("{:>16} {:>16}  {}", range.start, range.end, bytes(range.end - range.start)),
+            &Value::Null,
+        );
     }
     output.say(&format!(
         "{} in {} ranges differ (by whole chunks); lengths {} and {}",
@@ -145,7 +163,11 @@ pub async fn verify(target: &Target, args: &VerifyArgs, output: Output) -> Vault
         report.packs_read,
         report.chunks_read,
         bytes(report.bytes_read),
-        if report.problems.is_empty() { "no problems".to_owned() } else { format!("{} problems", report.problems.len()) }
+        if report.problems.is_empty() {
+            "no problems".to_owned()
+        } else {
+            format!("{} problems", report.problems.len())
+        }
     );
     let event = json!({
         "event": "verify", "backups": report.backups, "objects": report.objects, "packs_read": report.packs_read,

@@ -42,7 +42,12 @@ pub async fn run(settings: &Settings, command: Command, output: Output) -> Vault
     done
 }
 
-async fn on_target(settings: &Settings, target: &Target, command: Command, output: Output) -> VaultResult<Done> {
+async fn on_target(
+    settings: &Settings,
+    target: &Target,
+    command: Command,
+    output: Output,
+) -> VaultResult<Done> {
     match command {
         Command::Backup(args) => backups::backup(settings, target, &args, output).await,
         Command::Restore(args) => backups::restore(settings, target, &args, output).await,
@@ -51,7 +56,9 @@ async fn on_target(settings: &Settings, target: &Target, command: Command, outpu
         Command::Diff(args) => look::diff(target, &args, output).await,
         Command::Delete(names) => keep::delete(target, &names, output).await,
         Command::Undelete(names) => keep::undelete(target, &names, output).await,
-        Command::Retention(RetentionCommand::Plan(args)) => keep::retention(target, &args, true, None, output).await,
+        Command::Retention(RetentionCommand::Plan(args)) => {
+            keep::retention(target, &args, true, None, output).await
+        }
         Command::Retention(RetentionCommand::Run { policy, dry_run, max_removals }) => {
             keep::retention(target, &policy, dry_run, max_removals, output).await
         }

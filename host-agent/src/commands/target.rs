@@ -89,7 +89,8 @@ const fn purpose_text(purpose: Purpose) -> &'static str {
 async fn show(settings: &Settings, output: Output) -> VaultResult<Done> {
     let (target, _) = settings.target().await?;
     let head = target.head().await?;
-    let TargetSettings { chunker, pack_bytes, zstd_level, dedup_across_hosts, grace_ms, created } = target.settings;
+    let TargetSettings { chunker, pack_bytes, zstd_level, dedup_across_hosts, grace_ms, created } =
+        target.settings;
     let keys: Vec<(&str, String)> =
         target.wraps().iter().map(|wrap| (purpose_text(wrap.purpose), kek_text(&wrap.kek))).collect();
     let mut text = vec![
@@ -97,7 +98,10 @@ async fn show(settings: &Settings, output: Output) -> VaultResult<Done> {
         format!("created     {}", time(created)),
         format!("chunker     {chunker}"),
         format!("packs       {}, zstd level {zstd_level}", bytes(u64::from(pack_bytes))),
-        format!("duplicates  found {}", if dedup_across_hosts { "across hosts" } else { "within each host only" }),
+        format!(
+            "duplicates  found {}",
+            if dedup_across_hosts { "across hosts" } else { "within each host only" }
+        ),
         format!("grace       {} hours", grace_ms / 3_600_000),
         format!("catalog     epoch {} of incarnation {}", head.root.epoch, head.root.incarnation),
         format!("backups     {} of {} volumes", head.root.backups().count(), head.root.volumes.len()),
@@ -137,12 +141,17 @@ async fn rotate(settings: &Settings, args: &RotateArgs, output: Output) -> Vault
         Box::new(settings.kms(key_id).await)
     } else {
         return Err(VaultError::Invalid(
-            "no new key given: say --new-key-file FILE, --new-passphrase-file FILE or --new-kms-key KEY".to_owned(),
+            "no new key given: say --new-key-file FILE, --new-passphrase-file FILE or --new-kms-key KEY"
+                .to_owned(),
         ));
     };
     let target = target.rotate(from.as_ref(), to.as_ref(), !args.keep_old).await?;
     output.result(
-        if args.keep_old { "the new key opens the target as well" } else { "the new key opens the target, the old one no longer" },
+        if args.keep_old {
+            "the new key opens the target as well"
+        } else {
+            "the new key opens the target, the old one no longer"
+        },
         &json!({ "event": "target_rotate", "id": target.id(), "wraps": target.wraps().len() }),
     );
     Ok(Done::Well)
@@ -159,7 +168,10 @@ async fn export_kit(settings: &Settings, args: &RecoveryKitArgs, output: Output)
     match &args.output {
         Some(path) => {
             write_secret_file(path, &kit)?;
-            output.say(&format!("recovery kit written to {}; print it, store it safely, delete the file", path.display()));
+            output.say(&format!(
+                "recovery kit written to {}; print it, store it safely, delete the file",
+                path.display()
+            ));
             output.result("", &json!({ "event": "recovery_kit", "file": path.display().to_string() }));
         }
         None => output.result(kit.trim_end(), &json!({ "event": "recovery_kit", "kit": kit })),
@@ -189,19 +201,22 @@ fn kit_text(target: &Target, place: &str, key: &Secret32, keyring: &[u8]) -> Str
 
 async fn restore_keyring(settings: &Settings, kit: &Path, output: Output) -> VaultResult<Done> {
     let text = std::fs::read_to_string(kit).map_err(|error| VaultError::io("reading", kit, error))?;
-    let digits: String = text.lines().filter_map(|line| line.strip_prefix(KEYRING_WORD)).map(str::trim).collect();
+    let digits: String =
+        text.lines().filter_map(|line| line.strip_prefix(KEYRING_WORD)).map(str::trim).collect();
     let bytes: Option<Vec<u8>> = (0..digits.len())
         .step_by(2)
         .map(|at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
         .collect();
-    let bytes = bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(|| {
-        VaultError::Invalid(format!("{}: has no copy of a keyring in it", kit.display()))
-    })?;
+    let bytes = bytes
+        .filter(|bytes| !bytes.is_empty())
+        .ok_or_else(|| VaultError::Invalid(format!("{}: has no copy of a keyring in it", kit.display())))?;
     let keyring = Keyring::parse(&bytes)?;
     let (context, _) = settings.context(false).await?;
     context.store.put_if_absent(&ObjectKey::Keyring, Bytes::from(bytes)).await.map_err(|error| {
         if error.kind == StoreErrorKind::Conflict {
-            return VaultError::Unsafe("the target has a keyring; delete it first if you are sure it is lost".to_owned());
+            return VaultError::Unsafe(
+                "the target has a keyring; delete it first if you are sure it is lost".to_owned(),
+            );
         }
         error.into()
     })?;

@@ -11,7 +11,7 @@ use strongroom_aws::{
 use strongroom_format::ids::{PackId, RunId};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
-    Counting, FaultRates, Faulty, KeyKind, ObjectStore, Operation, Retry, RetryPolicy, StoreErrorKind,
+    Counting, FaultRates, Faulty, KeyKind, ObjectStore, Operation, Races, Retry, RetryPolicy, StoreErrorKind,
     conformance, probe_conditional_writes,
 };
 
@@ -67,7 +67,8 @@ async fn s3_rides_out_faults() {
 async fn s3_passes_the_probe() {
     let store = Counting::new(store());
     let mut rng = rng();
-    probe_conditional_writes(&store, [RunId::random(&mut rng), RunId::random(&mut rng)]).await.unwrap();
+    let unused = [RunId::random(&mut rng), RunId::random(&mut rng)];
+    assert_eq!(probe_conditional_writes(&store, unused).await.unwrap(), Races::Decided);
     assert_eq!(store.snapshot().get(Operation::Delete, KeyKind::Run).calls, 1);
     assert_eq!(store.list(KeyPrefix::Runs, None).await.unwrap().objects, []);
 }

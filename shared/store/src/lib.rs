@@ -32,7 +32,7 @@ pub use decorate::retry::{Retry, RetryPolicy};
 pub use directory::DirectoryStore;
 pub use memory::MemoryStore;
 pub use operation::{KeyKind, Operation};
-pub use probe::probe_conditional_writes;
+pub use probe::{Races, probe_conditional_writes};
 
 /// The most rows one [`ObjectStore::list`] answers: what S3 gives in one request.
 pub const MAX_LIST_ROWS: usize = 1000;

@@ -14,13 +14,22 @@ const RACERS: u8 = 16;
 /// What the probe's objects have at most.
 const MAX_BYTES: u64 = 64;
 
+/// What a probe found about a store whose writes are conditional.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Races {
+    /// One of several racing writers won.
+    Decided,
+    /// More than one did; the text says how many, for the operator. Such a store is fit for one writer at a time only.
+    Undecided(String),
+}
+
 /// Checks that `store` honours the conditions of writes: creating a name twice and replacing a stale version conflict
-/// and change nothing, replacing the current version works, and one of several racing writers wins.
+/// and change nothing, replacing the current version works. Also finds out whether one of several racing writers wins.
 ///
-/// A store that fails is `Invalid`, with a message for its operator: without conditional writes, backups that commit
-/// at the same time overwrite each other. Stores that are not there or refuse are reported as they report
-/// themselves. `unused` are two names drawn for this call.
-pub async fn probe_conditional_writes(store: &dyn ObjectStore, unused: [RunId; 2]) -> StoreResult<()> {
+/// A store that ignores conditions is `Invalid`, with a message for its operator: backups would overwrite each other.
+/// Stores that are not there or refuse are reported as they report themselves. `unused` are two names drawn for this
+/// call.
+pub async fn probe_conditional_writes(store: &dyn ObjectStore, unused: [RunId; 2]) -> StoreResult<Races> {
     let [name, raced_name] = unused.map(ObjectKey::Run);
     let found = async {
         check_absent_and_match(store, &name).await?;
@@ -29,7 +38,7 @@ pub async fn probe_conditional_writes(store: &dyn ObjectStore, unused: [RunId; 2
     let found = found.await;
     let removed = store.delete(&[name, raced_name]).await;
     // What is wrong with the store matters more than what is left of the probe.
-    found.and(removed)
+    found.and_then(|races| removed.map(|()| races))
 }
 
 async fn check_absent_and_match(store: &dyn ObjectStore, name: &ObjectKey) -> StoreResult<()> {
@@ -77,7 +86,7 @@ async fn check_absent_and_match(store: &dyn ObjectStore, name: &ObjectKey) -> St
     Ok(())
 }
 
-async fn check_race(store: &dyn ObjectStore, name: &ObjectKey) -> StoreResult<()> {
+async fn check_race(store: &dyn ObjectStore, name: &ObjectKey) -> StoreResult<Races> {
     let body = |racer| Bytes::from(format!("strongroom probe: racer {racer}"));
     let answers = join_all((0..RACERS).map(|racer| store.put_if_absent(name, body(racer)))).await;
     let mut winners = Vec::new();
@@ -95,16 +104,14 @@ async fn check_race(store: &dyn ObjectStore, name: &ObjectKey) -> StoreResult<()
         ([], Some(failure)) => return Err(failure),
         _ => false,
     };
-    if fair {
-        return Ok(());
-    }
-    let problem = format!("of {RACERS} writers that created one object at once, {} won", winners.len());
-    Err(StoreError::new(
-        StoreErrorKind::Invalid,
-        Operation::PutIfAbsent.name(),
-        name,
-        format!("this store does not hold If-None-Match under load: {problem}; {ADVICE}"),
-    ))
+    Ok(if fair {
+        Races::Decided
+    } else {
+        Races::Undecided(format!(
+            "of {RACERS} writers that created one object at once, {} won",
+            winners.len()
+        ))
+    })
 }
 
 const ADVICE: &str = "a target needs conditional writes, or backups that commit at the same time would overwrite each \

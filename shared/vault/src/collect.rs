@@ -75,7 +75,8 @@ pub async fn plan(target: &Target, options: &CollectOptions) -> VaultResult<Coll
     let now = target.context.clock.now();
     let head = target.head().await?;
     let ripe = ripe_batches(&head.root, now, options.grace_ms);
-    let mut report = CollectReport { purged: expired_trash(&head.root, now, options.grace_ms), ..Default::default() };
+    let mut report =
+        CollectReport { purged: expired_trash(&head.root, now, options.grace_ms), ..Default::default() };
     for (position, batch) in head.root.dead.iter().enumerate() {
         if batch.stage == Stage::Doomed || ripe.contains(&position) {
             report.deleted_objects += batch.names - batch.pardoned.len() as u64;
@@ -153,7 +154,8 @@ async fn delete_doomed(target: &Target, report: &mut CollectReport) -> VaultResu
     let names = target.dead_names(&head.root).await?;
     let mut doomed_names = HashSet::new();
     let mut nodes = HashSet::new();
-    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| batch.stage == Stage::Doomed) {
+    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| batch.stage == Stage::Doomed)
+    {
         let going: Vec<ObjectName> =
             names.names.iter().filter(|name| batch.pardoned.binary_search(name).is_err()).copied().collect();
         for slice in going.chunks(DELETE_BATCH) {
@@ -185,10 +187,15 @@ async fn forget_deleted(
         };
         if directories.iter().any(|directory| doomed.contains(&ObjectName::Pack(directory.pack))) {
             outdated.push(index.id);
-            kept.extend(directories.into_iter().filter(|directory| !doomed.contains(&ObjectName::Pack(directory.pack))));
+            kept.extend(
+                directories
+                    .into_iter()
+                    .filter(|directory| !doomed.contains(&ObjectName::Pack(directory.pack))),
+            );
         }
     }
-    let replacement = Replacement { base: head.root.clone(), outdated, written: write_indexes(target, &kept).await? };
+    let replacement =
+        Replacement { base: head.root.clone(), outdated, written: write_indexes(target, &kept).await? };
     target
         .swap(async |head| {
             let listed = |node: &NodeKey| lists_batch(&head.root, *node);
@@ -235,7 +242,9 @@ impl Replacement {
             names: own.iter().copied().chain(named).collect(),
         };
         let names = target.dead_names(&head.root).await?;
-        let Ok(condemned) = admit(&head.root, &DeadSet::new(&head.root, &names), &new) else { return Ok(false) };
+        let Ok(condemned) = admit(&head.root, &DeadSet::new(&head.root, &names), &new) else {
+            return Ok(false);
+        };
         // Being listed does not make a pack wanted: only the index objects themselves are pardoned.
         let pardoned: Vec<ObjectName> = condemned.into_iter().filter(|name| own.contains(name)).collect();
         pardon(next, &names, &pardoned);
@@ -260,7 +269,10 @@ async fn read_index(target: &Target, id: IndexId) -> VaultResult<Option<Vec<Pack
 }
 
 /// Writes directories into as few index objects as there should be.
-pub(crate) async fn write_indexes(target: &Target, directories: &[PackDirectory]) -> VaultResult<Vec<IndexRef>> {
+pub(crate) async fn write_indexes(
+    target: &Target,
+    directories: &[PackDirectory],
+) -> VaultResult<Vec<IndexRef>> {
     let mut written = Vec::new();
     let mut rest = directories;
     while !rest.is_empty() {

@@ -67,7 +67,8 @@ impl Target {
         let manifest: Manifest = self.sealer.open(&key, &object.bytes)?;
         let manifest = manifest.validated()?;
         if manifest.backup != backup {
-            let problem = strongroom_format::Problem::Malformed(format!("describes backup {}", manifest.backup));
+            let problem =
+                strongroom_format::Problem::Malformed(format!("describes backup {}", manifest.backup));
             return Err(problem.of(key).into());
         }
         Ok(manifest)

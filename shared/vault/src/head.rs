@@ -60,7 +60,8 @@ impl Target {
         let object = self.context.store.get(&ObjectKey::Root, MAX_ROOT_BYTES).await.map_err(|error| {
             if error.kind == StoreErrorKind::NotFound {
                 return VaultError::Damaged(
-                    "root: missing. `strongroom index rebuild` makes a new catalog from packs and manifests".to_owned(),
+                    "root: missing. `strongroom index rebuild` makes a new catalog from packs and manifests"
+                        .to_owned(),
                 );
             }
             error.into()
@@ -111,7 +112,10 @@ impl Target {
     ///
     /// # Errors
     /// Whatever `decide` answers; `Store`; `Breach` if the step would break an invariant.
-    pub async fn swap<T>(&self, mut decide: impl AsyncFnMut(&Head) -> VaultResult<Step<T>>) -> VaultResult<T> {
+    pub async fn swap<T>(
+        &self,
+        mut decide: impl AsyncFnMut(&Head) -> VaultResult<Step<T>>,
+    ) -> VaultResult<T> {
         for attempt in 0..MAX_SWAP_TRIES {
             let head = self.head().await?;
             let (next, answer) = match decide(&head).await? {
@@ -135,7 +139,9 @@ impl Target {
             StoreErrorKind::Unavailable,
             "swap",
             ObjectKey::Root,
-            format!("lost {MAX_SWAP_TRIES} races for the catalog's root; try again when fewer writers are at it"),
+            format!(
+                "lost {MAX_SWAP_TRIES} races for the catalog's root; try again when fewer writers are at it"
+            ),
         )))
     }
 

@@ -27,8 +27,13 @@ impl Marker {
     ///
     /// # Errors
     /// `Store` or `Format`, naming what can't be read.
-    pub async fn mark(&mut self, target: &Target, backups: impl IntoIterator<Item = BackupId>) -> VaultResult<()> {
-        let new: Vec<BackupId> = backups.into_iter().filter(|backup| !self.backups.contains(backup)).collect();
+    pub async fn mark(
+        &mut self,
+        target: &Target,
+        backups: impl IntoIterator<Item = BackupId>,
+    ) -> VaultResult<()> {
+        let new: Vec<BackupId> =
+            backups.into_iter().filter(|backup| !self.backups.contains(backup)).collect();
         let mut manifests = stream::iter(new.iter().copied())
             .map(async |backup| target.manifest(backup).await)
             .buffer_unordered(MARK_CONCURRENCY);

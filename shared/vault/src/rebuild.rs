@@ -15,9 +15,7 @@ use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, PackId};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_format::manifest::Manifest;
-use strongroom_format::pack::{
-    DIRECTORY_GUESS_BYTES, PackDirectory, directory_tail_len, open_directory,
-};
+use strongroom_format::pack::{DIRECTORY_GUESS_BYTES, PackDirectory, directory_tail_len, open_directory};
 use strongroom_store::StoreErrorKind;
 use tracing::warn;
 
@@ -96,7 +94,9 @@ async fn index_packs(
     let wanted: Vec<(PackId, u64)> = listed
         .into_iter()
         .filter_map(|(key, row)| match key {
-            ObjectKey::Pack(pack) if dead.stage(&ObjectName::Pack(pack)).is_none() => Some((pack, row.size_bytes)),
+            ObjectKey::Pack(pack) if dead.stage(&ObjectName::Pack(pack)).is_none() => {
+                Some((pack, row.size_bytes))
+            }
             _ => None,
         })
         .collect();
@@ -188,9 +188,8 @@ async fn root_of_manifests(
             Some(reason) => report.incomplete.push((manifest.backup, reason)),
             None => {
                 let mut entry = BackupEntry::of(&manifest);
-                entry.trashed = last
-                    .and_then(|last| last.backup(manifest.backup))
-                    .and_then(|(_, before)| before.trashed);
+                entry.trashed =
+                    last.and_then(|last| last.backup(manifest.backup)).and_then(|(_, before)| before.trashed);
                 root.volumes.entry(manifest.volume.clone()).or_default().backups.push(entry);
             }
         }
@@ -266,7 +265,9 @@ async fn install(target: &Target, root: &Root) -> VaultResult<()> {
     let sealed = Bytes::from(target.sealer.seal(&ObjectKey::Root, root, &mut rng));
     let stored = match store.get(&ObjectKey::Root, MAX_ROOT_BYTES).await {
         Ok(damaged) => store.put_if_match(&ObjectKey::Root, sealed, &damaged.etag).await,
-        Err(error) if error.kind == StoreErrorKind::NotFound => store.put_if_absent(&ObjectKey::Root, sealed).await,
+        Err(error) if error.kind == StoreErrorKind::NotFound => {
+            store.put_if_absent(&ObjectKey::Root, sealed).await
+        }
         Err(error) => Err(error),
     };
     match stored {

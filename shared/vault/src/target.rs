@@ -15,7 +15,8 @@ use strongroom_format::keyring::{
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_format::seal::Sealer;
 use strongroom_format::secrets::{CatalogSecret, IngestSecrets, RestoreSecrets};
-use strongroom_store::{ETag, StoreErrorKind, probe_conditional_writes};
+use strongroom_store::{ETag, Races, StoreErrorKind, probe_conditional_writes};
+use tracing::warn;
 
 use crate::context::Context;
 use crate::error::{VaultError, VaultResult};
@@ -33,7 +34,12 @@ pub const DEFAULT_GRACE_MS: u64 = 7 * 24 * 3600 * 1000;
 #[async_trait]
 pub trait KekProvider: fmt::Debug + Send + Sync {
     /// Makes the key for a new wrap of a target's `purpose`, with how to come by it again.
-    async fn create(&self, target: TargetId, purpose: Purpose, context: &Context) -> VaultResult<(Kek, KekDescriptor)>;
+    async fn create(
+        &self,
+        target: TargetId,
+        purpose: Purpose,
+        context: &Context,
+    ) -> VaultResult<(Kek, KekDescriptor)>;
 
     /// Comes by the key of a wrap; `None` if it is of another sort or of another key.
     async fn recover(&self, target: TargetId, wrap: &Wrap) -> VaultResult<Option<Kek>>;
@@ -101,7 +107,12 @@ pub async fn init(context: Context, kek: &dyn KekProvider, options: InitOptions)
     }
     let mut rng = context.entropy.fork();
     let unused = [RunId::random(&mut rng), RunId::random(&mut rng)];
-    probe_conditional_writes(context.store.as_ref(), unused).await?;
+    if let Races::Undecided(found) = probe_conditional_writes(context.store.as_ref(), unused).await? {
+        warn!(
+            "this store does not hold conditional writes under load: {found}. Use it with one writer at a time only: \
+             commits that race on it can be lost"
+        );
+    }
     let target = TargetId::random(&mut rng);
     let secrets = TargetSecrets::generate(&mut rng).map_err(|problem| problem.of("new secrets"))?;
     let sealer = Sealer::new(target, &secrets.catalog);
@@ -121,7 +132,8 @@ pub async fn init(context: Context, kek: &dyn KekProvider, options: InitOptions)
     let keyring = Keyring::build(&sealer, wraps, &settings, &mut rng);
     let root = Root::first(target, Incarnation::random(&mut rng), Epoch(1), context.clock.now());
     // The keyring first: a root without one could never be opened.
-    let keyring_etag = context.store.put_if_absent(&ObjectKey::Keyring, Bytes::from(keyring.to_bytes())).await?;
+    let keyring_etag =
+        context.store.put_if_absent(&ObjectKey::Keyring, Bytes::from(keyring.to_bytes())).await?;
     let sealed_root = sealer.seal(&ObjectKey::Root, &root, &mut rng);
     context.store.put_if_absent(&ObjectKey::Root, Bytes::from(sealed_root)).await?;
     Ok(Target {
@@ -192,7 +204,9 @@ impl Target {
     /// `WrongKey` if the key that unlocked the target does not open them.
     pub fn ingest(&self) -> VaultResult<&IngestSecrets> {
         self.ingest.as_ref().ok_or_else(|| {
-            VaultError::WrongKey("this key opens the catalog but not the ingest secrets: it can't back up".to_owned())
+            VaultError::WrongKey(
+                "this key opens the catalog but not the ingest secrets: it can't back up".to_owned(),
+            )
         })
     }
 
@@ -202,7 +216,9 @@ impl Target {
     /// `WrongKey` if the key that unlocked the target does not open them.
     pub fn restore(&self) -> VaultResult<&RestoreSecrets> {
         self.restore.as_ref().ok_or_else(|| {
-            VaultError::WrongKey("this key opens the catalog but not the restore key: it can't read data".to_owned())
+            VaultError::WrongKey(
+                "this key opens the catalog but not the restore key: it can't read data".to_owned(),
+            )
         })
     }
 
@@ -212,7 +228,12 @@ impl Target {
     ///
     /// # Errors
     /// `WrongKey` if `from` opens nothing; `Store` with `Conflict` if somebody else changed the keyring meanwhile.
-    pub async fn rotate(&self, from: &dyn KekProvider, to: &dyn KekProvider, drop_old: bool) -> VaultResult<Self> {
+    pub async fn rotate(
+        &self,
+        from: &dyn KekProvider,
+        to: &dyn KekProvider,
+        drop_old: bool,
+    ) -> VaultResult<Self> {
         let id = self.id();
         let mut rng = self.context.entropy.fork();
         let (mut kept, mut added) = (Vec::new(), Vec::new());

@@ -138,6 +138,11 @@ impl Verifier<'_> {
             let opened = self.target.open_root_copy(epoch, &object.bytes).map_err(VaultError::from);
             if let Some(copy) = self.note(opened)? {
                 self.check_link(before, &copy, &key.to_string());
+                if copy.incarnation == root.incarnation && copy.epoch > root.epoch {
+                    self.report
+                        .problems
+                        .push(format!("root: of epoch {}, older than {key}: it was rolled back", root.epoch));
+                }
             }
             before = Some((epoch.0, *blake3::hash(&object.bytes).as_bytes()));
             if epoch == root.epoch && object.bytes != root_bytes {
@@ -378,7 +383,8 @@ async fn check_one(
 ) -> VaultResult<PackFindings> {
     let key = ObjectKey::Pack(pack);
     let object = target.context.store.get(&key, MAX_PACK_BYTES).await?;
-    let (sealer, namer) = (target.sealer.clone(), target.restore().ok().map(|r| ChunkNamer::new(r.chunk_id_key.clone())));
+    let (sealer, namer) =
+        (target.sealer.clone(), target.restore().ok().map(|r| ChunkNamer::new(r.chunk_id_key.clone())));
     let progress = Arc::clone(progress);
     let checking = tokio::task::spawn_blocking(move || {
         let mut problems = Vec::new();

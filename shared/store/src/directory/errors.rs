@@ -46,3 +46,32 @@ pub(super) fn from_io(
     };
     StoreError::new(kind, operation, key, format!("{}: {error}{advice}", path.display()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn errors_say_what_a_caller_can_do() {
+        for (errno, kind, advice) in [
+            (Errno::NOSPC, StoreErrorKind::Unavailable, "free some space"),
+            (Errno::DQUOT, StoreErrorKind::Unavailable, "quota"),
+            (Errno::IO, StoreErrorKind::Unavailable, "error"),
+            (Errno::STALE, StoreErrorKind::Unavailable, ""),
+            (Errno::MFILE, StoreErrorKind::Unavailable, ""),
+            (Errno::ACCESS, StoreErrorKind::Denied, "permissions"),
+            (Errno::PERM, StoreErrorKind::Denied, "permissions"),
+            (Errno::ROFS, StoreErrorKind::Denied, "read-only"),
+            (Errno::XDEV, StoreErrorKind::Invalid, "one file system"),
+            (Errno::NOTDIR, StoreErrorKind::Invalid, "no target"),
+            (Errno::FBIG, StoreErrorKind::Invalid, "so large"),
+            (Errno::NOENT, StoreErrorKind::NotFound, ""),
+            (Errno::EXIST, StoreErrorKind::Conflict, ""),
+        ] {
+            let error = from_io("put_if_absent", "root", Path::new("/target/root"), &errno.into());
+            assert_eq!(error.kind, kind, "{error}");
+            assert!(error.message.starts_with("/target/root: ") && error.message.contains(advice), "{error}");
+        }
+    }
+}

@@ -120,7 +120,9 @@ impl Lister {
     pub fn finish(mut self) -> VaultResult<Listed> {
         self.drain()?;
         if let Some(region) = self.waiting.keys().next() {
-            return Err(VaultError::Damaged(format!("a chunk of region {region} was never stored; please report this")));
+            return Err(VaultError::Damaged(format!(
+                "a chunk of region {region} was never stored; please report this"
+            )));
         }
         self.write_segment()?;
         Ok(Listed {

@@ -202,7 +202,11 @@ impl Session {
         })
     }
 
-    async fn run(self, source: Source, options: &BackupOptions) -> (VaultResult<BackupReport>, Option<Source>) {
+    async fn run(
+        self,
+        source: Source,
+        options: &BackupOptions,
+    ) -> (VaultResult<BackupReport>, Option<Source>) {
         let (packs_tx, packs_rx) = mpsc::channel(1);
         let (records_tx, records_rx) = mpsc::unbounded_channel();
         let on_their_way = Arc::new(OnTheirWay::default());
@@ -273,7 +277,12 @@ impl Session {
     }
 
     /// Writes what is left, and asks for the commit.
-    async fn finish(&self, cut: Cutting, mut writer: IndexWriter, stored_bytes: u64) -> VaultResult<BackupReport> {
+    async fn finish(
+        &self,
+        cut: Cutting,
+        mut writer: IndexWriter,
+        stored_bytes: u64,
+    ) -> VaultResult<BackupReport> {
         let Cutting { size_bytes, sources, lister } = cut;
         let listing = tokio::task::spawn_blocking(move || lister.finish());
         let (flushed, listed) = tokio::join!(writer.flush(), listing);
@@ -284,7 +293,13 @@ impl Session {
         let mut manifest = self.describe(size_bytes, &sources, listed, BackupId::random(&mut rng));
         // Index objects may name packs that no segment does (taken over, then not needed): the committer must check
         // those too, or a deleted pack could come back into the index.
-        manifest.new_packs = manifest.new_packs.iter().chain(writer.packs.iter().copied()).collect::<BTreeSet<_>>().into_iter().collect();
+        manifest.new_packs = manifest
+            .new_packs
+            .iter()
+            .chain(writer.packs.iter().copied())
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
         manifest.new_indexes = writer.written.iter().map(|(id, _)| *id).collect();
         manifest.stats.stored_bytes += stored_bytes + index_bytes;
         let key = ObjectKey::Manifest(manifest.backup);
@@ -325,7 +340,8 @@ impl Session {
         let next_number = |segments: &Vec<SegmentRef>| {
             u32::try_from(segments.len()).expect("a manifest has far less than 2^32 segments")
         };
-        let parent_segments = self.parent.as_ref().map(|parent| parent.segments.as_slice()).unwrap_or_default();
+        let parent_segments =
+            self.parent.as_ref().map(|parent| parent.segments.as_slice()).unwrap_or_default();
         let mut inherited = BTreeMap::new();
         for (region, source) in sources {
             let RegionSource::List { segment, slot } = *source else { continue };
@@ -357,7 +373,9 @@ impl Session {
             session: self.info.session,
             incarnation: self.root.incarnation,
             base_epoch: self.root.epoch,
-            parent: (!inherited.is_empty()).then(|| self.parent.as_ref().map(|parent| parent.backup)).flatten(),
+            parent: (!inherited.is_empty())
+                .then(|| self.parent.as_ref().map(|parent| parent.backup))
+                .flatten(),
             segments,
             runs: runs_of((0..region_count(size_bytes)).map(region)),
             new_packs: listed.packs,
@@ -375,7 +393,9 @@ impl Session {
 }
 
 fn flatten<T>(joined: Result<VaultResult<T>, tokio::task::JoinError>) -> VaultResult<T> {
-    joined.unwrap_or_else(|error| Err(VaultError::Internal(format!("a task of the backup was cut off: {error}"))))
+    joined.unwrap_or_else(|error| {
+        Err(VaultError::Internal(format!("a task of the backup was cut off: {error}")))
+    })
 }
 
 /// Reads the parent; a backup can do without one, so whatever is wrong with it is only told.
@@ -407,7 +427,10 @@ struct PackTails {
 impl DirectoryLoader for PackTails {
     fn load(&self, pack: PackId, size_bytes: u32) -> Option<PackDirectory> {
         let reading = read_directory(&self.target, pack, u64::from(size_bytes));
-        self.runtime.block_on(reading).inspect_err(|error| warn!(%error, "directory of a pack can't be read")).ok()
+        self.runtime
+            .block_on(reading)
+            .inspect_err(|error| warn!(%error, "directory of a pack can't be read"))
+            .ok()
     }
 }
 
@@ -438,7 +461,9 @@ async fn open_index(
         .try_for_each(async |(id, fetched)| {
             match fetched {
                 Ok(directories) => index.add_index(id, &directories)?,
-                Err(error) => warn!(%error, "index object can't be read; what it lists is stored again if needed"),
+                Err(error) => {
+                    warn!(%error, "index object can't be read; what it lists is stored again if needed")
+                }
             }
             Ok(())
         })

@@ -92,11 +92,7 @@ impl Packer {
         if let Some(location) = index.lookup(id) {
             return Claim::Stored(location);
         }
-        if self.on_their_way.lock().insert(*id) {
-            Claim::New
-        } else {
-            Claim::OnItsWay
-        }
+        if self.on_their_way.lock().insert(*id) { Claim::New } else { Claim::OnItsWay }
     }
 
     /// Adds the frame of a claimed chunk; blocks while too many packs wait for their upload.

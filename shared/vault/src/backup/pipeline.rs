@@ -110,7 +110,8 @@ pub fn run(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<
         if failures.is_empty() {
             return Ok(Cutting { size_bytes, sources, lister });
         }
-        let telling = failures.iter().position(|error| error.to_string() != stopped().to_string()).unwrap_or(0);
+        let telling =
+            failures.iter().position(|error| error.to_string() != stopped().to_string()).unwrap_or(0);
         Err(failures.swap_remove(telling))
     })
 }
@@ -150,7 +151,12 @@ fn collect(
     Ok(())
 }
 
-fn work_off(work: &Work, jobs: &Receiver<Job>, done: &Sender<Done>, free: &Sender<Vec<u8>>) -> VaultResult<()> {
+fn work_off(
+    work: &Work,
+    jobs: &Receiver<Job>,
+    done: &Sender<Done>,
+    free: &Sender<Vec<u8>>,
+) -> VaultResult<()> {
     let mut sealer = FrameSealer::new(work.target.ingest()?, work.zstd_level)
         .map_err(|problem| problem.of("the target's settings"))?;
     let mut frame = Vec::new();
@@ -180,7 +186,8 @@ fn work_region(
         RegionSource::Zeros => None,
     });
     let outcome = cut(bytes, &work.chunker, sealer, hints);
-    let inherit = |source: RegionSource| work.parent.as_ref().is_some_and(|parent| parent.may_inherit(source));
+    let inherit =
+        |source: RegionSource| work.parent.as_ref().is_some_and(|parent| parent.may_inherit(source));
     Ok(match outcome {
         Outcome::Zeros => Done::Source(region, RegionSource::Zeros),
         Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer, frame)?),

@@ -38,7 +38,12 @@ pub struct Leftovers {
 ///
 /// # Errors
 /// `Store`. Damaged records are skipped: what they tell of is uploaded again.
-pub async fn leftovers(target: &Target, tag: VolumeTag, root: &Root, dead: &DeadSet) -> VaultResult<Leftovers> {
+pub async fn leftovers(
+    target: &Target,
+    tag: VolumeTag,
+    root: &Root,
+    dead: &DeadSet,
+) -> VaultResult<Leftovers> {
     let keys = list_inbox(target, KeyPrefix::InboxOfVolume(tag)).await?;
     let mut found = Leftovers::default();
     let mut surely_there = true;

@@ -173,7 +173,11 @@ fn next_extent(file: &File, at: u64) -> io::Result<Option<(u64, u64)>> {
     }
 }
 
-fn read_stream(reader: &mut dyn Read, ended: &mut bool, buffer: &mut Vec<u8>) -> io::Result<Option<RegionRead>> {
+fn read_stream(
+    reader: &mut dyn Read,
+    ended: &mut bool,
+    buffer: &mut Vec<u8>,
+) -> io::Result<Option<RegionRead>> {
     buffer.resize(REGION_LEN, 0);
     let mut filled = 0;
     while filled < REGION_LEN && !*ended {

@@ -3,8 +3,9 @@
 //! Invariant: everything in it may be deleted at any time, by anyone. Several processes share it: files are immutable,
 //! get their names by rename, and whoever has one open goes on reading it after it was deleted.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use tempfile::NamedTempFile;
@@ -31,16 +32,33 @@ pub(super) fn table_name(footer: &Footer) -> String {
     format!("{}{TABLE_SUFFIX}", &hasher.finalize().to_hex()[..32])
 }
 
-/// Creates a file that becomes a table once it is whole.
-///
-/// Its lock tells others that its writer lives.
+/// Creates a file that becomes a table once it is whole. Its lock tells others that its writer lives.
 pub(super) fn partial_file(dir: &Path) -> io::Result<NamedTempFile> {
-    let file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir)?;
-    // Without the lock it may be swept away before it has its name, and then the rename fails: a table less.
-    if let Err(error) = file.as_file().try_lock() {
-        debug!(%error, "an unfinished table could not be locked");
+    loop {
+        let file = tempfile::Builder::new().prefix(PARTIAL_PREFIX).tempfile_in(dir)?;
+        match file.as_file().try_lock() {
+            // Swept away before it was locked.
+            Ok(()) if file.as_file().metadata()?.nlink() == 0 => {}
+            Ok(()) => return Ok(file),
+            // About to be swept away.
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(error)) => {
+                // Then nobody else here can lock either, and nothing is ever swept away.
+                debug!(%error, "the deduplication cache is on a file system without locks");
+                return Ok(file);
+            }
+        }
     }
-    Ok(file)
+}
+
+/// Deletes an unfinished table if its writer is dead.
+fn sweep(path: &Path) {
+    // The lock is held until it is deleted: a writer that was about to take it finds out.
+    if let Ok(file) = File::open(path)
+        && file.try_lock().is_ok()
+    {
+        delete(path);
+    }
 }
 
 /// Opens every table of the directory; drops what is damaged, and what dead writers left.
@@ -52,9 +70,7 @@ pub(super) fn scan(dir: &Path) -> io::Result<Vec<Table>> {
         let Some(name) = name.to_str() else { continue };
         let path = item.path();
         if name.starts_with(PARTIAL_PREFIX) {
-            if File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
-                delete(&path);
-            }
+            sweep(&path);
         } else if name.ends_with(TABLE_SUFFIX) {
             match File::open(&path).and_then(|file| Table::open(file, Some(path.clone()))) {
                 Ok(table) if tables.len() < MAX_TABLES => tables.push(table),

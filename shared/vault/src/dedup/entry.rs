@@ -56,7 +56,10 @@ impl Key {
     }
 
     /// Maps the id to one of `places`, evenly and in the order of ids.
-    #[expect(clippy::cast_possible_truncation, reason = "a 64-bit number times `places`, over 2^64, is below `places`")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a 64-bit number times `places`, over 2^64, is below `places`"
+    )]
     pub const fn scaled(self, places: usize) -> usize {
         (((self.0 >> 32) * places as u128) >> 64) as usize
     }

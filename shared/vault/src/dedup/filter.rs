@@ -11,9 +11,8 @@ const KEYS_PER_BLOCK: usize = 32;
 /// Length of one block, bytes.
 const BLOCK_LEN: usize = 32;
 /// Odd numbers that spread a key over the eight words of a block (those of Parquet).
-const SALTS: [u32; 8] = [
-    0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31,
-];
+const SALTS: [u32; 8] =
+    [0x47b6_137b, 0x4497_4d91, 0x8824_ad5b, 0xa2b7_289d, 0x7054_95c7, 0x2df1_424b, 0x9efc_4947, 0x5c6b_fb31];
 
 /// A set of keys with false positives.
 #[derive(Debug)]

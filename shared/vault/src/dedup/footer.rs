@@ -128,8 +128,7 @@ impl Footer {
         let packs = u32::from_le_bytes(take(&mut rest)?);
         let sample_bits = u32::from_le_bytes(take(&mut rest)?);
         let sources = u32::from_le_bytes(take(&mut rest)?);
-        let (entries_hash, fences_hash, filter_hash) =
-            (take(&mut rest)?, take(&mut rest)?, take(&mut rest)?);
+        let (entries_hash, fences_hash, filter_hash) = (take(&mut rest)?, take(&mut rest)?, take(&mut rest)?);
         let (listed, rest) = rest.as_chunks::<SOURCE_LEN>();
         if !rest.is_empty() || listed.len() != sources as usize || sample_bits > MAX_SAMPLE_BITS {
             return None;

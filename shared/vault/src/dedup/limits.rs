@@ -87,7 +87,11 @@ impl Budget {
     /// The fewest tables of a level that are merged, the smallest of which has so many entries.
     pub const fn tables_per_level(&self, entries: usize) -> usize {
         // Half, because several large filters don't fit together.
-        if Filter::bytes_for(entries) <= self.filter_bytes / 2 { TABLES_PER_LEVEL } else { LARGE_TABLES_PER_LEVEL }
+        if Filter::bytes_for(entries) <= self.filter_bytes / 2 {
+            TABLES_PER_LEVEL
+        } else {
+            LARGE_TABLES_PER_LEVEL
+        }
     }
 }
 

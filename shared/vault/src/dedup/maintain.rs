@@ -116,8 +116,11 @@ impl DedupIndex {
             if view.disk_bytes().saturating_add(need) <= self.budget.steady_bytes {
                 return;
             }
-            let thicker = |open: &&OpenTable| open.table.sample_bits() < state.sample_bits && open.live.is_some();
-            if let Some(largest) = view.tables().iter().filter(thicker).max_by_key(|open| open.table.file_len()) {
+            let thicker =
+                |open: &&OpenTable| open.table.sample_bits() < state.sample_bits && open.live.is_some();
+            if let Some(largest) =
+                view.tables().iter().filter(thicker).max_by_key(|open| open.table.file_len())
+            {
                 if !self.replace(state, std::slice::from_ref(largest)) {
                     self.drop_tables(|open| Arc::ptr_eq(&open.table, &largest.table));
                 }
@@ -219,7 +222,8 @@ impl DedupIndex {
     pub(super) fn declare_live(&self, state: &mut Maintenance, live: &HashSet<IndexId>) {
         self.change_tables(|tables| {
             for open in tables.iter_mut() {
-                open.live = Some(open.table.sources().iter().map(|source| live.contains(&source.index)).collect());
+                open.live =
+                    Some(open.table.sources().iter().map(|source| live.contains(&source.index)).collect());
             }
         });
         let useless = |open: &OpenTable| {

@@ -46,8 +46,8 @@ use tempfile::TempDir;
 use directories::Directories;
 use entry::Key;
 use fresh::{Fresh, Full};
-pub use limits::DedupLimits;
 use limits::Budget;
+pub use limits::DedupLimits;
 use maintain::Maintenance;
 use view::{Found, OpenTable, Policy, View};
 

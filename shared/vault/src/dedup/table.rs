@@ -60,7 +60,13 @@ impl Table {
     }
 
     /// Takes over a file that was just written.
-    pub fn written(file: File, path: Option<PathBuf>, footer: Footer, fences: Vec<u32>, entries: usize) -> Self {
+    pub fn written(
+        file: File,
+        path: Option<PathBuf>,
+        footer: Footer,
+        fences: Vec<u32>,
+        entries: usize,
+    ) -> Self {
         let fences = fences.into_boxed_slice();
         Self { file, path, footer, entries, fences, damaged: AtomicBool::new(false) }
     }
@@ -140,7 +146,12 @@ impl Table {
     pub fn read_records(&self) -> io::Result<Vec<PackRecord>> {
         let mut bytes = vec![0; self.footer.packs as usize * RECORD_LEN];
         self.file.read_exact_at(&mut bytes, self.footer.records_at())?;
-        bytes.as_chunks().0.iter().map(|record| PackRecord::from_bytes(record).ok_or_else(record_damage)).collect()
+        bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|record| PackRecord::from_bytes(record).ok_or_else(record_damage))
+            .collect()
     }
 
     /// Finds a place of the chunk in a pack that `accept` takes. `records` are those of the table, if they are at hand.
@@ -191,7 +202,8 @@ impl Table {
         let at = |entry: usize| (entry * ENTRY_LEN) as u64;
         if len > ENTRIES_PER_WINDOW {
             // Ids are spread evenly, so that one of 128 is off by less than 12 places, but for one in 30 at worst.
-            let width = self.fences.get(block + 1).map_or(u32::MAX, |next| *next).saturating_sub(fence).max(1);
+            let width =
+                self.fences.get(block + 1).map_or(u32::MAX, |next| *next).saturating_sub(fence).max(1);
             let guess = u64::from(key.head().saturating_sub(fence)) * len as u64 / u64::from(width);
             let guess = usize::try_from(guess).unwrap_or(len).saturating_sub(ENTRIES_PER_WINDOW / 2);
             let skipped = guess.min(len - ENTRIES_PER_WINDOW);
@@ -224,7 +236,8 @@ impl Table {
     /// The blocks that can hold ids with these first four bytes: nearly always one.
     fn blocks_with(&self, head: u32) -> std::ops::Range<usize> {
         let start = lower_bound(&self.fences, head);
-        let tied = self.fences[start..].iter().take(MAX_BLOCKS_PER_LOOKUP - 1).take_while(|fence| **fence == head);
+        let tied =
+            self.fences[start..].iter().take(MAX_BLOCKS_PER_LOOKUP - 1).take_while(|fence| **fence == head);
         // Ids with these bytes may already stand at the end of the block before the first that starts with them.
         start.saturating_sub(1)..start + tied.count()
     }

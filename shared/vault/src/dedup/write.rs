@@ -78,7 +78,8 @@ impl<'a> EntryWriter<'a> {
         entries: usize,
         budget: &Budget,
     ) -> io::Result<Self> {
-        let filter = (Filter::bytes_for(entries) <= budget.filter_bytes).then(|| Filter::with_room_for(entries));
+        let filter =
+            (Filter::bytes_for(entries) <= budget.filter_bytes).then(|| Filter::with_room_for(entries));
         Ok(Self {
             dir,
             output: Output::create(dir, owner)?,
@@ -192,7 +193,9 @@ pub(super) fn write_sorted(
     sources: Vec<Source>,
     budget: &Budget,
 ) -> io::Result<NewTable> {
-    debug_assert!(records.iter().all(|record| (record.source == SESSION_SOURCE) == (owner == Owner::Session)));
+    debug_assert!(
+        records.iter().all(|record| (record.source == SESSION_SOURCE) == (owner == Owner::Session))
+    );
     let mut writer = EntryWriter::create(dir, owner, sample_bits, entries.len(), budget)?;
     for entry in entries {
         writer.push(entry)?;

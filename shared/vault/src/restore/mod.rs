@@ -154,7 +154,10 @@ impl<'a> Restore<'a> {
         }
         progress.total_bytes.store(range.end - range.start, Relaxed);
         let fetches = options.fetches.max(1);
-        Ok((Self { target, manifest, range, namer, fetches, progress, elsewhere: OnceCell::new() }, registration))
+        Ok((
+            Self { target, manifest, range, namer, fetches, progress, elsewhere: OnceCell::new() },
+            registration,
+        ))
     }
 
     fn report(&self) -> RestoreReport {
@@ -166,7 +169,8 @@ impl<'a> Restore<'a> {
     }
 
     async fn stretch(&self, range: Range<u64>, stream: &mut impl Write) -> VaultResult<()> {
-        let len = usize::try_from(range.end - range.start).map_err(|_| VaultError::Invalid("too long".to_owned()))?;
+        let len = usize::try_from(range.end - range.start)
+            .map_err(|_| VaultError::Invalid("too long".to_owned()))?;
         let sink = Arc::new(Sink::memory(range.start - self.range.start, len));
         self.fill(&sink, range).await?;
         let sink = Arc::into_inner(sink)
@@ -222,7 +226,12 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
-    async fn fetch_all(&self, reads: Vec<Arc<PackRead>>, sink: &Arc<Sink>, range: &Range<u64>) -> VaultResult<()> {
+    async fn fetch_all(
+        &self,
+        reads: Vec<Arc<PackRead>>,
+        sink: &Arc<Sink>,
+        range: &Range<u64>,
+    ) -> VaultResult<()> {
         stream::iter(reads)
             .map(|read| async move {
                 let key = ObjectKey::Pack(read.pack);
@@ -264,7 +273,8 @@ impl<'a> Restore<'a> {
         let writing = tokio::task::spawn_blocking(move || {
             let mut damaged = Vec::new();
             for wanted in &read.wanted {
-                let start = usize::try_from(u64::from(wanted.chunk.offset) - read.start).unwrap_or(usize::MAX);
+                let start =
+                    usize::try_from(u64::from(wanted.chunk.offset) - read.start).unwrap_or(usize::MAX);
                 let frame = bytes.get(start..start.saturating_add(wanted.chunk.frame_len as usize));
                 match frame.map(|frame| open_chunk(&namer, wanted, frame)) {
                     Some(Ok(plaintext)) => write_chunk(&sink, wanted, &plaintext, &range, base, &progress)?,
@@ -281,13 +291,20 @@ impl<'a> Restore<'a> {
     }
 
     /// Finds another copy of a chunk through the index: where it was repacked to, or where somebody stored it too.
-    async fn write_from_elsewhere(&self, wanted: &Wanted, sink: &Sink, range: &Range<u64>) -> VaultResult<()> {
+    async fn write_from_elsewhere(
+        &self,
+        wanted: &Wanted,
+        sink: &Sink,
+        range: &Range<u64>,
+    ) -> VaultResult<()> {
         let finder = self.elsewhere.get_or_try_init(|| ChunkFinder::load(self.target)).await?;
         finder.exclude(wanted.chunk.pack);
         while let Some(place) = finder.find(&wanted.chunk.id) {
             let frame_range = u64::from(place.offset)..u64::from(place.offset) + u64::from(place.frame_len);
             let frame = self.target.context.store.get_range(&ObjectKey::Pack(place.pack), frame_range).await;
-            if let Ok(plaintext) = frame.map_err(drop).and_then(|f| open_chunk(&self.namer, wanted, &f).map_err(drop)) {
+            if let Ok(plaintext) =
+                frame.map_err(drop).and_then(|f| open_chunk(&self.namer, wanted, &f).map_err(drop))
+            {
                 info!(chunk = %wanted.chunk.id, pack = %place.pack, "found another copy");
                 return write_chunk(sink, wanted, &plaintext, range, self.range.start, self.progress);
             }
@@ -302,7 +319,11 @@ impl<'a> Restore<'a> {
     }
 }
 
-fn open_chunk(namer: &ChunkNamer, wanted: &Wanted, frame: &[u8]) -> Result<Vec<u8>, strongroom_format::Problem> {
+fn open_chunk(
+    namer: &ChunkNamer,
+    wanted: &Wanted,
+    frame: &[u8],
+) -> Result<Vec<u8>, strongroom_format::Problem> {
     open_frame(namer, &wanted.chunk.id, &wanted.key, wanted.chunk.len as usize, frame)
 }
 

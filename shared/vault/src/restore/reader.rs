@@ -70,7 +70,8 @@ impl<'a> SegmentReader<'a> {
             return Ok(opened);
         }
         let id = self.manifest.segments.get(number as usize).map(|segment| segment.id).ok_or_else(|| {
-            Problem::Malformed(format!("has no segment {number}")).of(ObjectKey::Manifest(self.manifest.backup))
+            Problem::Malformed(format!("has no segment {number}"))
+                .of(ObjectKey::Manifest(self.manifest.backup))
         })?;
         let segment = self.target.segment(id).await?;
         let target: TargetId = self.target.id();
@@ -86,7 +87,12 @@ impl<'a> SegmentReader<'a> {
 ///
 /// # Errors
 /// `Malformed`, naming the segment.
-pub fn check_cover(segment: &Segment, slot: u32, list: &[Extent], region_len: u64) -> Result<(), FormatError> {
+pub fn check_cover(
+    segment: &Segment,
+    slot: u32,
+    list: &[Extent],
+    region_len: u64,
+) -> Result<(), FormatError> {
     let covered: u64 = list.iter().map(|extent| u64::from(extent.len())).sum();
     if covered == region_len {
         return Ok(());

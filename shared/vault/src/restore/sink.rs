@@ -127,7 +127,8 @@ impl Sink {
                 .map_err(|error| VaultError::io("writing", &sink.path, error)),
             Self::Device(sink) => {
                 let mut head = sink.head.lock().unwrap_or_else(PoisonError::into_inner);
-                let in_head = usize::try_from((head.len() as u64).saturating_sub(offset)).unwrap_or(usize::MAX);
+                let in_head =
+                    usize::try_from((head.len() as u64).saturating_sub(offset)).unwrap_or(usize::MAX);
                 let (first, rest) = bytes.split_at(in_head.min(bytes.len()));
                 if !first.is_empty() {
                     let at = usize::try_from(offset).unwrap_or(0);
@@ -159,7 +160,8 @@ impl Sink {
                 let head = sink.head.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
                 let start = offset.max(head);
                 let len = (offset + len).saturating_sub(start);
-                zero_range(&sink.file, start, len).map_err(|error| VaultError::io("zeroing", &sink.path, error))
+                zero_range(&sink.file, start, len)
+                    .map_err(|error| VaultError::io("zeroing", &sink.path, error))
             }
         }
     }
@@ -175,7 +177,8 @@ impl Sink {
                 sink.file.as_file().sync_all().map_err(io)?;
                 let path = sink.path.clone();
                 sink.file.persist(&path).map_err(|error| VaultError::io("completing", &path, error.error))?;
-                let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                let folder =
+                    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
                 File::open(folder)
                     .and_then(|folder| folder.sync_all())
                     .map_err(|error| VaultError::io("completing", &path, error))?;
@@ -197,7 +200,8 @@ impl Sink {
 
 /// Makes a range of a device read as zeros: by telling it to where it can, else by writing them.
 fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
-    if len == 0 || fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, len).is_ok() {
+    if len == 0 || fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, len).is_ok()
+    {
         return Ok(());
     }
     let zeros = vec![0; ZERO_PIECE_BYTES];

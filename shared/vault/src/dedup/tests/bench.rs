@@ -83,7 +83,9 @@ fn sampling_gives_up_the_start_of_each_run() {
             }
             let percent = found as f64 * 100.0 / asked as f64;
             let loads = (shelf.loads() - loads) as f64 * 1000.0 / asked as f64;
-            println!("  runs of {run}: {percent:.1} % found, {loads:.2} directories loaded for 1,000 known chunks");
+            println!(
+                "  runs of {run}: {percent:.1} % found, {loads:.2} directories loaded for 1,000 known chunks"
+            );
         }
     }
 }
@@ -144,6 +146,9 @@ fn timed(what: &str, dedup: &DedupIndex, number: impl Fn(u64) -> u64 + Sync, fou
             running.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
         let micros = seconds * 1e6 / f64::from(threads) / LOOKUPS as f64;
-        println!("{what}, {threads} thread(s): {micros:.2} us of processor each, {:.0}/s a thread", 1e6 / micros);
+        println!(
+            "{what}, {threads} thread(s): {micros:.2} us of processor each, {:.0}/s a thread",
+            1e6 / micros
+        );
     }
 }

@@ -11,9 +11,16 @@ const WRITERS: [&str; 2] = ["host a", "host b"];
 #[derive(Debug, Clone)]
 enum Step {
     /// The root lists these index objects; what is missing is fetched, or not.
-    Root { live: u32, fetch: bool },
+    Root {
+        live: u32,
+        fetch: bool,
+    },
     /// Uploads packs of so many chunks, from a chunk number on.
-    Upload { packs: u8, chunks: u64, first: u64 },
+    Upload {
+        packs: u8,
+        chunks: u64,
+        first: u64,
+    },
     Exclude(Vec<u64>),
     OnlyWriter(Option<usize>),
     Reopen,
@@ -53,7 +60,8 @@ struct Model {
 impl Model {
     fn expected(&self) -> HashMap<ChunkId, HashSet<Location>> {
         let mut expected: HashMap<_, HashSet<_>> = HashMap::new();
-        let listed = self.answered.iter().flat_map(|number| &self.contents[usize::try_from(*number).unwrap()]);
+        let listed =
+            self.answered.iter().flat_map(|number| &self.contents[usize::try_from(*number).unwrap()]);
         for directory in listed.chain(&self.session) {
             if !self.excluded.contains(&directory.pack)
                 && self.writer.is_none_or(|writer| writer == directory.writer)

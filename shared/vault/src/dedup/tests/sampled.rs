@@ -60,7 +60,10 @@ fn without_directories_the_sample_is_found() {
         let expected = all >> dedup.stats().sample_bits;
         assert!(found > expected * 3 / 4 && found < expected * 5, "{found}, not about {expected}");
         if let Some(shelf) = loader {
-            assert!(shelf.loads() <= packs.len(), "a directory that can't be loaded is not tried over and over");
+            assert!(
+                shelf.loads() <= packs.len(),
+                "a directory that can't be loaded is not tried over and over"
+            );
         }
     }
 }
