@@ -68,6 +68,8 @@ fn fail(output: Output, message: &str, code: u8) -> ExitCode {
 fn exit_code(error: &VaultError) -> u8 {
     match error {
         VaultError::Store(error) => match error.kind {
+            // No folder, no bucket: there is nothing to reach.
+            StoreErrorKind::NotFound if error.operation == "open" => EXIT_UNREACHABLE,
             StoreErrorKind::NotFound => EXIT_DAMAGED,
             StoreErrorKind::Denied | StoreErrorKind::Unavailable | StoreErrorKind::Invalid => {
                 EXIT_UNREACHABLE

@@ -177,6 +177,11 @@ impl VolumeTag {
 }
 
 impl SessionId {
+    /// The tag that the id begins with.
+    pub fn volume_tag(&self) -> VolumeTag {
+        VolumeTag(std::array::from_fn(|n| self.0[n]))
+    }
+
     /// Draws the id of a session of a volume.
     pub fn random_of(tag: VolumeTag, rng: &mut impl Rng) -> Self {
         let mut session = Self::random(rng);

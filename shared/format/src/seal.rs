@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{FormatError, Problem};
-use crate::ids::{TargetId, VolumeTag};
+use crate::ids::{PackId, SessionId, TargetId, VolumeTag};
 use crate::layout::ObjectKey;
 use crate::secrets::{CatalogSecret, Secret32, VOLUME_TAG_CONTEXT};
 use crate::{FORMAT_VERSION, codec};
@@ -120,6 +120,15 @@ impl Sealer {
     pub fn volume_tag(&self, volume: &str) -> VolumeTag {
         let hash = blake3::keyed_hash(self.tag_key.expose(), volume.as_bytes());
         VolumeTag(*hash.as_bytes().first_chunk().expect("a hash is longer than a tag"))
+    }
+
+    /// The name of a session's n-th pack: the first 16 bytes of keyed BLAKE3 of `session ‖ u32le n`. As good as random
+    /// to others, and found again by whoever takes the session up, without a record of it. Sessions are never
+    /// repeated, so neither is a name.
+    pub fn pack_name(&self, session: SessionId, number: u32) -> PackId {
+        let mut hasher = blake3::Hasher::new_keyed(self.tag_key.expose());
+        hasher.update(session.as_bytes()).update(&number.to_le_bytes());
+        PackId::from_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a hash is longer than a name"))
     }
 
     /// Seals a body as the object `key`.

@@ -23,6 +23,7 @@ pub async fn listing_covers_every_folder_in_byte_order(store: &dyn ObjectStore) 
         (KeyPrefix::Index, ObjectKey::Index(IndexId::random(&mut rng))),
         (KeyPrefix::Inbox, ObjectKey::Inbox(session, InboxEntry::Open)),
         (KeyPrefix::InboxOf(session), ObjectKey::Inbox(session, InboxEntry::Record(7))),
+        (KeyPrefix::InboxOfVolume(session.volume_tag()), ObjectKey::Inbox(session, InboxEntry::Record(7))),
         (KeyPrefix::Manifests, ObjectKey::Manifest(BackupId::random(&mut rng))),
         (KeyPrefix::Nodes, ObjectKey::Node(node)),
         (KeyPrefix::Outcomes, ObjectKey::Outcome(session)),

@@ -21,9 +21,11 @@ const BATCH_NAMES: usize = MAX_LIST_ROWS + 1;
 
 pub(super) fn list(tree: &Tree, prefix: KeyPrefix, after: &str) -> StoreResult<ListPage> {
     let prefix_text = prefix.to_string();
-    let folder = tree.root.join(&prefix_text);
+    // A prefix need not end at a folder's end: what follows the last slash begins the names wanted in that folder.
+    let (in_folder, begins_with) = prefix_text.split_at(prefix_text.rfind('/').map_or(0, |slash| slash + 1));
+    let folder = tree.root.join(in_folder);
     let mut rows = Vec::new();
-    match walk(&folder, &prefix_text, after, &mut rows) {
+    match walk(&folder, in_folder, begins_with, after, &mut rows) {
         Err(error) => Err(from_io("list", prefix, &folder, &error)),
         Ok(_) if rows.is_empty() && !tree.is_in_place() => Err(tree.out_of_place("list", prefix)),
         Ok(_) => Ok(ListPage::from_rows(rows)),
@@ -31,18 +33,26 @@ pub(super) fn list(tree: &Tree, prefix: KeyPrefix, after: &str) -> StoreResult<L
 }
 
 /// Appends the objects below `folder`, whose keys begin with `prefix` (empty, or with a slash at its end), that come
-/// after the key `after`; breaks when there are enough.
-fn walk(folder: &Path, prefix: &str, after: &str, rows: &mut Vec<Listed>) -> io::Result<ControlFlow<()>> {
+/// after the key `after`, and whose names in the folder begin with `begins_with`; breaks when there are enough.
+fn walk(
+    folder: &Path,
+    prefix: &str,
+    begins_with: &str,
+    after: &str,
+    rows: &mut Vec<Listed>,
+) -> io::Result<ControlFlow<()>> {
     let mut last = String::new();
     loop {
         let names = smallest_names(folder, |name| {
-            name > last.as_str() && may_follow(&format!("{prefix}{name}"), after)
+            name.starts_with(begins_with)
+                && name > last.as_str()
+                && may_follow(&format!("{prefix}{name}"), after)
         })?;
         let complete = names.len() < BATCH_NAMES;
         for name in names {
             let key = format!("{prefix}{name}");
             if name.ends_with('/') {
-                if walk(&folder.join(&name), &key, after, rows)?.is_break() {
+                if walk(&folder.join(&name), &key, "", after, rows)?.is_break() {
                     return Ok(ControlFlow::Break(()));
                 }
             } else if let Some(row) = row_of(&folder.join(&name), key)? {

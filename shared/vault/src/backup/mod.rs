@@ -218,8 +218,9 @@ impl Session {
         }
         let uploads = tokio::spawn(upload_packs(
             self.target.clone(),
+            (self.info.clone(), self.root.clone()),
             packs_rx,
-            options.uploads.max(1),
+            options.uploads.clamp(1, session::MAX_UPLOADS),
             Arc::clone(&self.index),
             Arc::clone(&on_their_way),
             records_tx,
@@ -229,7 +230,6 @@ impl Session {
         let records = tokio::spawn(session::keep_records(
             self.target.clone(),
             self.info.clone(),
-            self.root.clone(),
             records_rx,
             self.target.context.entropy.fork(),
         ));

@@ -5,9 +5,10 @@
 //! session fails.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use strongroom_format::ids::{ChunkId, PackId, SessionId};
+use strongroom_format::ids::{ChunkId, SessionId};
 use strongroom_format::pack::{BuiltPack, PackBuilder};
 use strongroom_format::seal::Sealer;
 use tokio::sync::mpsc;
@@ -24,6 +25,7 @@ pub struct Packer {
     sealer: Sealer,
     entropy: Entropy,
     open: Mutex<PackBuilder>,
+    next_pack: AtomicU32,
     on_their_way: Arc<OnTheirWay>,
     uploads: mpsc::Sender<BuiltPack>,
 }
@@ -79,6 +81,7 @@ impl Packer {
             sealer,
             entropy,
             open: Mutex::default(),
+            next_pack: AtomicU32::new(0),
             on_their_way,
             uploads,
         }
@@ -119,7 +122,7 @@ impl Packer {
 
     fn close(&self, builder: PackBuilder) -> Result<(), Stopped> {
         let mut rng = self.entropy.fork();
-        let pack = PackId::random(&mut rng);
+        let pack = self.sealer.pack_name(self.session, self.next_pack.fetch_add(1, Ordering::Relaxed));
         let built = builder.finish(pack, &self.writer, self.session, &self.sealer, &mut rng);
         self.uploads.blocking_send(built).map_err(|_| Stopped)
     }

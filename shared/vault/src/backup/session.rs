@@ -3,14 +3,15 @@
 //! Invariant: a pack of an earlier session is only used again if the root that this session is based on does not hold
 //! it dead, and it is still there.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use rand::CryptoRng;
 use strongroom_catalog::dead::{DeadSet, ObjectName};
 use strongroom_catalog::root::Root;
-use strongroom_format::ids::{SessionId, TimestampMs, VolumeTag};
+use strongroom_format::ids::{PackId, SessionId, TimestampMs, VolumeTag};
 use strongroom_format::index::{InboxOpen, InboxRecord, IndexBody, MAX_INDEX_BYTES};
 use strongroom_format::layout::{InboxEntry, KeyPrefix, ObjectKey};
 use strongroom_format::pack::PackDirectory;
@@ -18,12 +19,16 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::error::VaultResult;
+use crate::rebuild::read_directory;
 use crate::target::Target;
 
 /// Concurrent small requests while taking up earlier sessions.
 const RESUME_CONCURRENCY: usize = 16;
 /// Packs in one record at the most, so that records stay small whatever the upload's speed.
 const MAX_PACKS_PER_RECORD: usize = 64;
+
+/// Packs uploaded at once at the most: so many numbers of a session's packs may be missing in a row.
+pub const MAX_UPLOADS: usize = 16;
 
 /// What earlier sessions of a volume have left.
 #[derive(Debug, Default)]
@@ -61,6 +66,13 @@ pub async fn leftovers(
             _ => {}
         }
     }
+    let known: HashSet<PackId> = found.packs.iter().map(|directory| directory.pack).collect();
+    let unrecorded: Vec<Vec<PackDirectory>> = stream::iter(found.sessions.clone())
+        .map(async |session| unrecorded_packs(target, session, &known).await)
+        .buffer_unordered(RESUME_CONCURRENCY)
+        .try_collect()
+        .await?;
+    found.packs.extend(unrecorded.into_iter().flatten());
     found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
     if !surely_there {
         found.packs = only_existing(target, found.packs).await;
@@ -86,6 +98,43 @@ async fn read_record(target: &Target, key: &ObjectKey) -> VaultResult<Vec<PackDi
     let object = target.context.store.get(key, MAX_INDEX_BYTES).await?;
     let record: InboxRecord = target.sealer.open(key, &object.bytes)?;
     Ok(strongroom_format::index::directories_of(key, &record.packs)?)
+}
+
+/// Finds the packs of a session that were uploaded after its last record was written: by their names, up to where
+/// enough of them in a row are not there.
+async fn unrecorded_packs(
+    target: &Target,
+    session: SessionId,
+    known: &HashSet<PackId>,
+) -> VaultResult<Vec<PackDirectory>> {
+    let mut found = Vec::new();
+    let mut misses = 0;
+    for number in 0.. {
+        let pack = target.sealer.pack_name(session, number);
+        if known.contains(&pack) {
+            misses = 0;
+        } else if let Some(size_bytes) = stored_len(target, pack).await? {
+            misses = 0;
+            match read_directory(target, pack, size_bytes).await {
+                Ok(directory) => found.push(directory),
+                Err(error) => warn!(%error, "pack of an earlier session can't be used"),
+            }
+        } else {
+            misses += 1;
+            if misses > MAX_UPLOADS {
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The length of a pack, bytes, if it is there: the one listing call that begins just before its name.
+async fn stored_len(target: &Target, pack: PackId) -> VaultResult<Option<u64>> {
+    let key = ObjectKey::Pack(pack).to_string();
+    let before = &key[..key.len() - 1];
+    let page = target.context.store.list(KeyPrefix::PackShard(pack.as_bytes()[0]), Some(before)).await?;
+    Ok(page.objects.iter().find(|row| row.key == key).map(|row| row.size_bytes))
 }
 
 async fn only_existing(target: &Target, packs: Vec<PackDirectory>) -> Vec<PackDirectory> {
@@ -126,6 +175,27 @@ pub struct SessionInfo {
     pub opened: TimestampMs,
 }
 
+/// Opens the session in the store: from here on its packs can be found by name. Returns how many bytes it stored.
+///
+/// # Errors
+/// `Store`.
+pub async fn announce(target: &Target, info: &SessionInfo, base: &Root) -> VaultResult<u64> {
+    let open = InboxOpen {
+        session: info.session,
+        volume: info.volume.clone(),
+        host: info.host.clone(),
+        incarnation: base.incarnation,
+        base_epoch: base.epoch,
+        opened: info.opened,
+    };
+    let key = ObjectKey::Inbox(info.session, InboxEntry::Open);
+    let mut rng = target.context.entropy.fork();
+    let bytes = target.sealer.seal(&key, &open, &mut rng);
+    let stored = bytes.len() as u64;
+    target.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
+    Ok(stored)
+}
+
 /// Records uploaded packs in the session's inbox, in the order they arrive; one write at a time, each with all packs
 /// that have arrived since the last. Returns how many bytes it stored.
 ///
@@ -134,7 +204,6 @@ pub struct SessionInfo {
 pub async fn keep_records(
     target: Target,
     info: SessionInfo,
-    root: Root,
     mut arrived: mpsc::UnboundedReceiver<PackDirectory>,
     mut rng: impl CryptoRng,
 ) -> VaultResult<u64> {
@@ -142,20 +211,6 @@ pub async fn keep_records(
     let mut number = 0;
     let mut batch = Vec::new();
     while arrived.recv_many(&mut batch, MAX_PACKS_PER_RECORD).await > 0 {
-        if number == 0 {
-            let open = InboxOpen {
-                session: info.session,
-                volume: info.volume.clone(),
-                host: info.host.clone(),
-                incarnation: root.incarnation,
-                base_epoch: root.epoch,
-                opened: info.opened,
-            };
-            let key = ObjectKey::Inbox(info.session, InboxEntry::Open);
-            let bytes = target.sealer.seal(&key, &open, &mut rng);
-            stored += bytes.len() as u64;
-            target.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
-        }
         let key = ObjectKey::Inbox(info.session, InboxEntry::Record(number));
         let record = InboxRecord { packs: IndexBody::new(&batch) };
         let bytes = target.sealer.seal(&key, &record, &mut rng);

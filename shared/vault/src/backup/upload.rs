@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
+use strongroom_catalog::root::Root;
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::index::{INDEX_TARGET_CHUNKS, IndexBody};
 use strongroom_format::layout::ObjectKey;
@@ -14,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::packer::OnTheirWay;
+use super::session::{SessionInfo, announce};
 use crate::dedup::DedupIndex;
 use crate::error::{VaultError, VaultResult};
 use crate::progress::Progress;
@@ -75,6 +77,7 @@ impl IndexWriter {
 /// The first upload that failed; the others are given up.
 pub async fn upload_packs(
     target: Target,
+    session: (SessionInfo, Root),
     mut packs: mpsc::Receiver<BuiltPack>,
     concurrency: usize,
     index: Arc<DedupIndex>,
@@ -85,12 +88,16 @@ pub async fn upload_packs(
 ) -> VaultResult<(IndexWriter, u64)> {
     let mut uploading: JoinSet<VaultResult<PackDirectory>> = JoinSet::new();
     let mut stored = 0;
-    let mut open = true;
+    let (mut open, mut announced) = (true, false);
     while open || !uploading.is_empty() {
         tokio::select! {
             pack = packs.recv(), if open && uploading.len() < concurrency => match pack {
                 None => open = false,
                 Some(BuiltPack { bytes, directory }) => {
+                    if !announced {
+                        stored += announce(&target, &session.0, &session.1).await?;
+                        announced = true;
+                    }
                     let store = Arc::clone(&target.context.store);
                     uploading.spawn(async move {
                         store.put_if_absent(&ObjectKey::Pack(directory.pack), Bytes::from(bytes)).await?;

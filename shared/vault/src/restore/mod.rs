@@ -272,7 +272,10 @@ impl<'a> Restore<'a> {
         let (namer, progress, base) = (self.namer.clone(), Arc::clone(self.progress), self.range.start);
         let writing = tokio::task::spawn_blocking(move || {
             let mut damaged = Vec::new();
-            for wanted in &read.wanted {
+            // In the order of the destination, not of the pack, which is shuffled: neighbours are written together.
+            let mut in_order: Vec<&Wanted> = read.wanted.iter().collect();
+            in_order.sort_unstable_by_key(|wanted| wanted.places.first().copied());
+            for wanted in in_order {
                 let start =
                     usize::try_from(u64::from(wanted.chunk.offset) - read.start).unwrap_or(usize::MAX);
                 let frame = bytes.get(start..start.saturating_add(wanted.chunk.frame_len as usize));

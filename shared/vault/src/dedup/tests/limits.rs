@@ -38,7 +38,8 @@ fn sampled_tables_keep_to_the_limits() {
 #[test]
 fn packs_of_single_chunks_keep_to_the_limits() {
     let dedup = fill(DedupLimits { memory_bytes: 1 << 20, disk_bytes: 256 << 10 }, 10, 2000, 1);
-    assert!(dedup.stats().sample_bits > 0);
+    // Records of packs without an entry go too, or thinning out would hardly help.
+    assert!((1..8).contains(&dedup.stats().sample_bits), "{:?}", dedup.stats());
 }
 
 #[test]
