@@ -1,5 +1,7 @@
 //! The program as scripts use it: outputs, exit codes, and being killed at any moment.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;

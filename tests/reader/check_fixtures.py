@@ -5,6 +5,7 @@ Opens every object of the fixture target, restores every backup, cuts the volume
 expected.json. Exits with 1 and a reason if anything differs.
 """
 
+import dataclasses
 import io
 import json
 import sys
@@ -129,6 +130,17 @@ def check_object(target, key, expected):
     return None
 
 
+def check_pack_names(target, tag_key):
+    """Packs are named after the session that wrote them (section 8)."""
+    sessions = {}
+    for path in (target.folder / "packs").glob("*/*"):
+        directory = target.directory(bytes.fromhex(path.name), path.read_bytes())
+        sessions.setdefault(directory["session"], set()).add(path.name)
+    for session, names in sessions.items():
+        numbers = range(len(names))
+        assert names == {reader.keyed(tag_key, session + n.to_bytes(4, "little"), 16).hex() for n in numbers}
+
+
 def check_chain(target):
     root = target.root()
     while root["previous"] is not None:
@@ -136,6 +148,16 @@ def check_chain(target):
         assert reader.hash32(target.read(copy, reader.ROOT)) == root["previous"], copy
         root = target.root(root["epoch"] - 1)
     assert root["epoch"] == 1
+
+
+def check_moved(target):
+    """A chunk that does not lie where its list says is found through the index (section 16)."""
+    for segment in sorted((target.folder / "segments").iterdir()):
+        for extents in target.segment(bytes.fromhex(segment.name)):
+            for _, chunk in extents:
+                if chunk is not None:
+                    gone = dataclasses.replace(chunk, place=(bytes(16), 12, 100))
+                    assert target.read_chunk(gone) == target.read_chunk(chunk)
 
 
 def check_volume(folder, target, backup, expected, gear):
@@ -181,7 +203,7 @@ def check_cuts(expected):
 
 
 def check_frames(target, master):
-    """A writer's side: seals each raw chunk's nonce anew (section 7)."""
+    """A writer's side: works out key and nonce of each frame anew (section 7)."""
     nonce_key = reader.derive("strongroom v1 ingest frame nonce key", master)
     key_secret = reader.derive("strongroom v1 ingest chunk key derivation secret", master)
     assert reader.derive("strongroom v1 ingest chunk id key", master) == target.chunk_id_key
@@ -225,6 +247,8 @@ def main():
                 volume, session = opened
                 assert session[:6] == reader.keyed(tag_key, volume.encode())[:6], key
     check_chain(target)
+    check_pack_names(target, tag_key)
+    check_moved(target)
     check_frames(target, master)
     for backup, value in expected["volumes"].items():
         check_volume(folder, target, backup, value, gear)

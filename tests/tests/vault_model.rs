@@ -1,5 +1,7 @@
 //! Backups against the simplest model there is: a copy of the volume.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! Commit, removal, collection and rebuild against each other, on the real code.
 
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 

@@ -59,7 +59,7 @@ impl Entropy {
 
     /// Splits off an independent generator, for a thread or a task of its own.
     pub fn fork(&self) -> StdRng {
-        self.with(|rng| StdRng::from_rng(rng))
+        self.with(StdRng::from_rng)
     }
 
     /// Draws from it.

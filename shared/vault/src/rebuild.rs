@@ -209,23 +209,35 @@ async fn lacks(
         return Ok(Some("it was being deleted".to_owned()));
     }
     for segment in &manifest.segments {
-        if !segments.contains_key(&segment.id) {
-            let reason = match target.segment(segment.id).await {
-                Ok(opened) => opened
-                    .packs()
-                    .iter()
-                    .find(|pack| !packs.contains(*pack))
-                    .map(|pack| format!("{} is missing or damaged", ObjectKey::Pack(*pack))),
-                Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error),
-                Err(error) => Some(error.to_string()),
-            };
-            segments.insert(segment.id, reason);
-        }
-        if let Some(Some(reason)) = segments.get(&segment.id) {
-            return Ok(Some(reason.clone()));
+        let reason = match segments.get(&segment.id) {
+            Some(known) => known.clone(),
+            None => {
+                let found = lacks_of_segment(target, segment.id, packs).await?;
+                segments.insert(segment.id, found.clone());
+                found
+            }
+        };
+        if reason.is_some() {
+            return Ok(reason);
         }
     }
     Ok(None)
+}
+
+/// What a segment lacks: itself, or a pack that it names.
+async fn lacks_of_segment(
+    target: &Target,
+    id: strongroom_format::ids::SegmentId,
+    packs: &HashSet<PackId>,
+) -> VaultResult<Option<String>> {
+    match target.segment(id).await {
+        Ok(opened) => {
+            let missing = opened.packs().iter().find(|pack| !packs.contains(*pack));
+            Ok(missing.map(|pack| format!("{} is missing or damaged", ObjectKey::Pack(*pack))))
+        }
+        Err(error @ VaultError::Store(_)) if !error.is_not_found() => Err(error),
+        Err(error) => Ok(Some(error.to_string())),
+    }
 }
 
 /// Puts new index objects in place of all that the root has.

@@ -140,6 +140,7 @@ fn blocks() -> BTreeMap<&'static str, String> {
     let segment = Segment::open(&sealer, manifest.segments[0].id, &object(&folder, &segment_key)).unwrap();
     let chunk_keys = segment.open_keys(&sealer.target(), &secrets.restore).unwrap();
     let pack_id = segment.packs()[0];
+    assert_eq!(pack_id, sealer.pack_name(manifest.session, 0), "packs are named after their session");
     let pack_key = ObjectKey::Pack(pack_id);
     let pack = object(&folder, &pack_key);
 

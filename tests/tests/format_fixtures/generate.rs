@@ -280,7 +280,7 @@ impl Generator {
     fn pack(&mut self, session: SessionId, chunks: &[Vec<u8>], packs: usize) -> Vec<BuiltPack> {
         let mut sealer = FrameSealer::new(&self.secrets.ingest, 1).unwrap();
         let mut built = Vec::new();
-        for chunks in chunks.chunks(chunks.len().div_ceil(packs).max(1)) {
+        for (number, chunks) in (0..).zip(chunks.chunks(chunks.len().div_ceil(packs).max(1))) {
             let mut builder = PackBuilder::default();
             for plain in chunks {
                 let hash = PlaintextHash::of(plain);
@@ -289,7 +289,7 @@ impl Generator {
                 sealer.seal(&id, &key, plain, &mut frame);
                 builder.push(id, u32::try_from(plain.len()).unwrap(), &frame);
             }
-            let pack = PackId::random(&mut self.rng);
+            let pack = self.sealer.pack_name(session, number);
             let pack = builder.finish(pack, "host-a", session, &self.sealer, &mut self.rng);
             self.objects.insert(ObjectKey::Pack(pack.directory.pack).to_string(), pack.bytes.clone());
             built.push(pack);

@@ -3,6 +3,8 @@
 //! `tests/fixtures/format-v1/` holds a small target, its key file, the volumes it restores to, and what every object of
 //! it says. The worked example of `docs/format.md` is taken from it.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
+
 mod document;
 mod generate;
 

@@ -75,6 +75,10 @@ impl IndexWriter {
 ///
 /// # Errors
 /// The first upload that failed; the others are given up.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "each is a different end of the pipeline, named where it is called"
+)]
 pub async fn upload_packs(
     target: Target,
     session: (SessionInfo, Root),
