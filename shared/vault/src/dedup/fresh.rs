@@ -110,10 +110,31 @@ impl Fresh {
     }
 
     /// Sorts the entries in place, to be written out; [`Fresh::clear`] has to follow.
-    pub fn sort(&mut self) -> (&mut Vec<Entry>, &mut Vec<PackRecord>) {
+    pub fn sort(&mut self) {
         self.slots.retain(|entry| *entry != Entry::VACANT);
         self.slots.sort_unstable_by_key(Entry::key);
-        (&mut self.slots, &mut self.packs)
+    }
+
+    /// Leaves of the sorted entries those in a sample, and of the packs those that have any.
+    pub fn thin(&mut self, sample_bits: u32) {
+        self.slots.retain(|entry| entry.key().in_sample(sample_bits));
+        let mut numbers = vec![None; self.packs.len()];
+        let mut left = Vec::new();
+        for entry in &mut self.slots {
+            let old = entry.pack_number() as usize;
+            let new = *numbers[old].get_or_insert_with(|| {
+                left.push(self.packs[old]);
+                left.len() - 1
+            });
+            *entry = entry.renumbered(u32::try_from(new).unwrap_or(u32::MAX));
+        }
+        self.packs.clear();
+        self.packs.extend(left);
+    }
+
+    /// What is to be written, after [`Fresh::sort`].
+    pub fn sorted(&self) -> (&[Entry], &[PackRecord]) {
+        (&self.slots, &self.packs)
     }
 
     /// Forgets everything, and keeps the memory.

@@ -76,14 +76,19 @@ impl DedupIndex {
     ///
     /// It does not wait for the maintaining thread: lookups wait for it.
     pub(super) fn spill(&self, fresh: &mut Fresh, mut sample_bits: u32) {
-        let (entries, records) = fresh.sort();
-        while table_bytes(entries.len(), records.len()) > self.budget.table_bytes
-            && let Some(thinner) = thinner(sample_bits)
-        {
+        fresh.sort();
+        loop {
+            if sample_bits > 0 {
+                fresh.thin(sample_bits);
+            }
+            let (entries, records) = fresh.sorted();
+            if table_bytes(entries.len(), records.len()) <= self.budget.table_bytes {
+                break;
+            }
+            let Some(thinner) = thinner(sample_bits) else { break };
             sample_bits = thinner;
-            entries.retain(|entry| entry.key().in_sample(sample_bits));
         }
-        entries.retain(|entry| entry.key().in_sample(sample_bits));
+        let (entries, records) = fresh.sorted();
         if entries.is_empty() {
             return fresh.clear();
         }
