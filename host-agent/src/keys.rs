@@ -68,11 +68,7 @@ pub fn parse_key(text: &str) -> Option<Secret32> {
         .find_map(|line| line.strip_prefix(KEY_FILE_WORD))
         .map(|rest| rest.split_whitespace().collect::<String>())
         .map(Zeroizing::new)?;
-    let bytes: Vec<u8> = (0..digits.len())
-        .step_by(2)
-        .map(|at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-        .collect::<Option<_>>()?;
-    let bytes = Zeroizing::new(bytes);
+    let bytes = Zeroizing::new(hex::decode(digits.as_bytes()).ok()?);
     Some(Secret32::from_bytes(bytes.as_slice().try_into().ok()?))
 }
 

@@ -203,11 +203,8 @@ async fn restore_keyring(settings: &Settings, kit: &Path, output: Output) -> Vau
     let text = std::fs::read_to_string(kit).map_err(|error| VaultError::io("reading", kit, error))?;
     let digits: String =
         text.lines().filter_map(|line| line.strip_prefix(KEYRING_WORD)).map(str::trim).collect();
-    let bytes: Option<Vec<u8>> = (0..digits.len())
-        .step_by(2)
-        .map(|at| digits.get(at..at + 2).and_then(|pair| u8::from_str_radix(pair, 16).ok()))
-        .collect();
-    let bytes = bytes
+    let bytes = hex::decode(digits.as_bytes())
+        .ok()
         .filter(|bytes| !bytes.is_empty())
         .ok_or_else(|| VaultError::Invalid(format!("{}: has no copy of a keyring in it", kit.display())))?;
     let keyring = Keyring::parse(&bytes)?;

@@ -21,7 +21,7 @@ pub fn check_step(before: &Root, after: &Root) -> Result<(), Breach> {
     if after.target != before.target || after.incarnation != before.incarnation {
         return breach("target or incarnation changes".to_owned());
     }
-    if after.epoch != before.epoch.next() {
+    if after.epoch <= before.epoch || after.epoch != before.epoch.next() {
         return breach(format!("epoch goes from {} to {}", before.epoch, after.epoch));
     }
     if after.oldest_vouched < before.oldest_vouched || after.oldest_vouched > after.epoch {

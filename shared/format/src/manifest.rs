@@ -13,6 +13,9 @@ use crate::seal::{Kind, SealedBody};
 
 /// The most a reader takes for a manifest, bytes.
 pub const MAX_MANIFEST_BYTES: u64 = 64 << 20;
+/// The longest volume a manifest may describe, bytes: 256 TiB, more than any cloud or hypervisor offers, and few enough
+/// regions that a reader can hold one row for each whatever a hostile manifest says.
+pub const MAX_VOLUME_BYTES: u64 = 1 << 48;
 /// The longest name of a volume, bytes.
 pub const MAX_VOLUME_NAME_BYTES: usize = 255;
 
@@ -171,6 +174,12 @@ impl Manifest {
         }
         if !self.new_packs.0.len().is_multiple_of(16) {
             return Some("list of packs is no multiple of 16 bytes".to_owned());
+        }
+        if self.size_bytes > MAX_VOLUME_BYTES {
+            return Some(format!(
+                "describes a volume of {} bytes, the limit is {MAX_VOLUME_BYTES}",
+                self.size_bytes
+            ));
         }
         let regions: u64 = self.runs.iter().map(|run| u64::from(run.regions)).sum();
         if regions != region_count(self.size_bytes) {

@@ -25,7 +25,8 @@ use strongroom_format::ids::{BackupId, Epoch, PackId, SessionId, TimestampMs};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{
-    BackupStats, Manifest, RegionSource, SegmentRef, check_volume_name, region_count, runs_of,
+    BackupStats, MAX_VOLUME_BYTES, Manifest, RegionSource, SegmentRef, check_volume_name, region_count,
+    runs_of,
 };
 use strongroom_format::pack::PackDirectory;
 use tokio::runtime::Handle;
@@ -166,6 +167,11 @@ impl Session {
         let chunker = Chunker::new(chunker_params, &target.ingest()?.gear_key())
             .map_err(|error| VaultError::Invalid(error.to_string()))?;
         if let Some(size_bytes) = source.size_bytes() {
+            if size_bytes > MAX_VOLUME_BYTES {
+                return Err(VaultError::Invalid(format!(
+                    "the volume has {size_bytes} bytes; a backup holds at most {MAX_VOLUME_BYTES}"
+                )));
+            }
             progress.total_bytes.store(size_bytes, std::sync::atomic::Ordering::Relaxed);
         }
         let head = target.head().await?;
