@@ -312,9 +312,9 @@ pub struct RetentionArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum GcCommand {
-    /// Shows what would be condemned and deleted
+    /// Shows what would be condemned, rewritten and deleted, and what that costs in bytes, requests and dollars
     Plan(GcArgs),
-    /// Condemns what no backup needs, and deletes what was condemned long enough ago
+    /// Condemns what no backup needs, rewrites partly dead packs, and deletes what was condemned long enough ago
     Run(GcArgs),
 }
 
@@ -329,6 +329,15 @@ pub struct GcArgs {
     /// How long an open session or restore counts as being worked on
     #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = parse_duration)]
     pub session_age: DurationMs,
+    /// Rewrites packs of whose bytes less than so many percent are in use; 0 rewrites none
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub rewrite_below: u8,
+    /// Rewrites packs of at most so many GiB in one run
+    #[arg(long, value_name = "GIB", default_value_t = 64)]
+    pub rewrite_max_gib: u64,
+    /// Stops after this time, between two steps; the next run goes on
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub time_limit: Option<DurationMs>,
 }
 
 #[derive(Debug, Args)]

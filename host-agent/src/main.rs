@@ -81,6 +81,7 @@ fn exit_code(error: &VaultError) -> u8 {
         VaultError::Unsafe(_) => EXIT_UNSAFE,
         VaultError::Invalid(_) | VaultError::Find(_) => EXIT_USAGE,
         VaultError::Refused(_)
+        | VaultError::Fenced(_)
         | VaultError::Io { .. }
         | VaultError::Cache(_)
         | VaultError::Internal(_)

@@ -131,7 +131,7 @@ impl World {
     /// Those of [`run`].
     pub async fn collect(&self) -> VaultResult<CollectReport> {
         self.pass(1000);
-        run(&self.target, &CollectOptions { grace_ms: 0, orphan_age_ms: 0, session_age_ms: 0 }).await
+        run(&self.target, &CollectOptions::at_once()).await
     }
 }
 

@@ -35,7 +35,7 @@ async fn what_is_removed_can_be_undeleted_until_the_grace_is_over_and_is_then_fr
     let second = world.back_up("v", &two).await.unwrap().backup;
     delete(&world.target, &[first]).await.unwrap();
     assert_eq!(world.restore(first).await.unwrap(), one, "the trash can be restored from");
-    let day = CollectOptions { grace_ms: 86_400_000, orphan_age_ms: 0, session_age_ms: 0 };
+    let day = CollectOptions { grace_ms: 86_400_000, ..CollectOptions::at_once() };
     let report = run(&world.target, &day).await.unwrap();
     assert_eq!((report.purged.len(), report.condemned_objects), (0, 0));
     undelete(&world.target, &[first]).await.unwrap();

@@ -105,7 +105,7 @@ impl Demo {
         let plan = run_retention(&self.target, &request).await?;
         self.step("retention, keep last 1", 0, 0, &format!("{} backups go", plan.removals().len()));
         self.begin_step();
-        let options = CollectOptions { grace_ms: 0, orphan_age_ms: 0, session_age_ms: 0 };
+        let options = CollectOptions::at_once();
         let mut freed = collect::run(&self.target, &options).await?;
         let second_run = collect::run(&self.target, &options).await?;
         freed.deleted_bytes += second_run.deleted_bytes;

@@ -4,7 +4,8 @@ use jiff::tz::TimeZone;
 use serde_json::json;
 use strongroom_catalog::find::find;
 use strongroom_catalog::retention::Policy;
-use strongroom_format::ids::BackupId;
+use strongroom_catalog::rewrite::RewritePolicy;
+use strongroom_format::ids::{BackupId, TimestampMs};
 use strongroom_vault::collect::{self, CollectOptions, CollectReport};
 use strongroom_vault::rebuild::rebuild as rebuild_index;
 use strongroom_vault::remove::{self, RetentionRequest};
@@ -103,6 +104,11 @@ pub async fn gc(target: &Target, args: &GcArgs, plan_only: bool, output: Output)
         grace_ms: args.grace.map_or(target.settings.grace_ms, |grace| grace.0),
         orphan_age_ms: args.orphan_age.0,
         session_age_ms: args.session_age.0,
+        rewrite: RewritePolicy {
+            below_percent: args.rewrite_below,
+            max_bytes: args.rewrite_max_gib.saturating_mul(1 << 30),
+        },
+        until: args.time_limit.map(|limit| TimestampMs(target.context.clock.now().0.saturating_add(limit.0))),
     };
     let report = if plan_only {
         collect::plan(target, &options).await?
@@ -110,12 +116,18 @@ pub async fn gc(target: &Target, args: &GcArgs, plan_only: bool, output: Output)
         collect::run(target, &options).await?
     };
     tell_collection(&report, plan_only, output);
-    Ok(if report.missing.is_empty() { Done::Well } else { Done::DamageFound })
+    Ok(if report.missing.is_empty() && report.unreadable.is_empty() { Done::Well } else { Done::DamageFound })
 }
 
 fn tell_collection(report: &CollectReport, plan_only: bool, output: Output) {
     let would = if plan_only { "would be " } else { "" };
     let line = |count: u64, size: u64, what: &str| format!("{count:>8} objects, {:>10}  {what}", bytes(size));
+    let cost = &report.rewrite;
+    let rewritten = if plan_only {
+        (cost.packs, cost.read_bytes)
+    } else {
+        (report.rewritten_packs, report.rewritten_bytes)
+    };
     let text = [
         format!("{:>8} backups               {would}removed from the trash for good", report.purged.len()),
         line(report.deleted_objects, report.deleted_bytes, &format!("{would}deleted")),
@@ -130,6 +142,26 @@ fn tell_collection(report: &CollectReport, plan_only: bool, output: Output) {
             report.spared_bytes,
             "never committed, left to sessions that may still be at work",
         ),
+        format!(
+            "{:>8} packs,   {:>10}  {}",
+            rewritten.0,
+            bytes(rewritten.1),
+            if plan_only {
+                format!(
+                    "would be rewritten: {} read, {} written, {} + {} requests, {:.4} USD; frees {}, saves {:.4} USD a month",
+                    bytes(cost.read_bytes),
+                    bytes(cost.written_bytes),
+                    cost.gets,
+                    cost.puts,
+                    cost.dollars,
+                    bytes(cost.freed_bytes),
+                    cost.saved_dollars_a_month,
+                )
+            } else {
+                format!("rewritten into {}: deleted by a run after the grace", bytes(report.written_bytes))
+            }
+        ),
+        format!("{:>24}  dead in packs that are not worth rewriting yet", bytes(report.left_bytes)),
     ]
     .join("\n");
     let missing: Vec<String> = report.missing.iter().map(|name| name.key().to_string()).collect();
@@ -141,10 +173,24 @@ fn tell_collection(report: &CollectReport, plan_only: bool, output: Output) {
             "condemned_objects": report.condemned_objects, "condemned_bytes": report.condemned_bytes,
             "waiting_objects": report.waiting_objects, "waiting_bytes": report.waiting_bytes,
             "spared_objects": report.spared_objects, "spared_bytes": report.spared_bytes, "missing": missing,
+            "rewritten_packs": report.rewritten_packs, "rewritten_bytes": report.rewritten_bytes,
+            "written_bytes": report.written_bytes, "left_bytes": report.left_bytes,
+            "rewrite_plan": {
+                "packs": cost.packs, "read_bytes": cost.read_bytes, "written_bytes": cost.written_bytes,
+                "freed_bytes": cost.freed_bytes, "get_requests": cost.gets, "put_requests": cost.puts,
+                "dollars": cost.dollars, "saved_dollars_a_month": cost.saved_dollars_a_month,
+            },
+            "unreadable": report.unreadable, "finished": report.finished,
         }),
     );
     for key in missing {
         output.say(&format!("MISSING: {key}; see `strongroom verify`"));
+    }
+    for problem in &report.unreadable {
+        output.say(&format!("not rewritten: {problem}; see `strongroom verify --full`"));
+    }
+    if !report.finished {
+        output.say("not all was done: run it again to go on");
     }
 }
 

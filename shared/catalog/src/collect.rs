@@ -3,12 +3,14 @@
 //! Invariant: a plan names only objects that parse as ours, that are not reachable from the root it was made on, and
 //! that are not yet dead.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use strongroom_format::ids::{BackupId, Epoch, TimestampMs};
 
 use crate::dead::{DeadSet, ObjectName, Stage};
+use crate::moved::Moved;
 use crate::root::{IndexRef, Root};
+use crate::usage::Usage;
 
 /// An object of the target that a commit could name, as listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,15 +53,15 @@ pub fn doom(root: &mut Root, positions: &[usize]) {
     }
 }
 
-/// What a mark found.
+/// What else collection leaves alone.
 #[derive(Debug, Clone, Default)]
-pub struct Marked {
-    /// Everything that live and trashed backups, and the root itself, reach.
+pub struct Kept {
+    /// What backups reach that are not counted yet, and what registered restores read.
     pub reachable: HashSet<ObjectName>,
     /// What open sessions have uploaded.
     pub in_sessions: HashSet<ObjectName>,
-    /// Packs that are in the index, hence were part of a commit once.
-    pub indexed: HashSet<ObjectName>,
+    /// What backups that were removed before they were counted reached: committed once, so it need not come of age.
+    pub released: HashSet<ObjectName>,
 }
 
 /// What should be condemned.
@@ -69,8 +71,6 @@ pub struct CondemnPlan {
     pub objects: Vec<Stored>,
     /// Objects left alone for now: of open sessions, or not in the catalog and younger than `orphan_age_ms`.
     pub spared: Vec<Stored>,
-    /// Reachable objects that the store does not have: damage.
-    pub missing: Vec<ObjectName>,
 }
 
 impl CondemnPlan {
@@ -80,40 +80,89 @@ impl CondemnPlan {
     }
 }
 
-/// Decides what to condemn, given all objects that the store lists.
+/// The state a plan is made on.
+#[derive(Debug, Clone, Copy)]
+pub struct State<'a> {
+    /// The root.
+    pub root: &'a Root,
+    /// What it holds to be dead.
+    pub dead: &'a DeadSet,
+    /// What its rewritten packs became.
+    pub moved: &'a Moved,
+    /// A count of all its backups.
+    pub usage: &'a Usage,
+}
+
+impl State<'_> {
+    /// Says whether the root needs an object.
+    pub fn needs(&self, name: &ObjectName) -> bool {
+        match name {
+            ObjectName::Pack(pack) => {
+                self.usage.packs.get(pack).is_some_and(|usage| {
+                    usage.live_frames > 0 || (usage.named_by > 0 && !self.moved.has(pack))
+                })
+            }
+            ObjectName::Segment(segment) => {
+                self.usage.segments.get(segment).is_some_and(|usage| usage.uses > 0)
+            }
+            ObjectName::Index(index) => self.root.indexes.iter().any(|listed| listed.id == *index),
+            ObjectName::Manifest(backup) => self.root.backup(*backup).is_some(),
+        }
+    }
+
+    /// What was counted and is needed no more, with its length where that is known.
+    fn unused(&self) -> impl Iterator<Item = Stored> + '_ {
+        let packs = self.usage.packs.iter().map(|(pack, usage)| Stored {
+            name: ObjectName::Pack(*pack),
+            size_bytes: u64::from(usage.size_bytes),
+            modified: TimestampMs(0),
+        });
+        let segments = self.usage.segments.keys().map(|segment| Stored {
+            name: ObjectName::Segment(*segment),
+            size_bytes: 0,
+            modified: TimestampMs(0),
+        });
+        let gone = |stored: &Stored| !self.needs(&stored.name);
+        packs.filter(gone).chain(segments.filter(gone)).filter(|stored| match &stored.name {
+            // A rewritten pack was condemned when it was rewritten.
+            ObjectName::Pack(pack) => !self.moved.has(pack),
+            _ => true,
+        })
+    }
+}
+
+/// Decides what to condemn, given what the store lists and what the count says is needed no more.
 ///
-/// What was once committed and no longer is goes at once. What never was (an orphan) may belong to a session that is
-/// about to commit: sparing young ones saves it from uploading again; nothing depends on it.
+/// What was once committed and no longer is needed goes at once. What never was committed (an orphan) may belong to a
+/// session that is about to commit: sparing young ones saves it from uploading again; nothing depends on it.
 pub fn plan_condemn(
-    root: &Root,
-    dead: &DeadSet,
-    marked: &Marked,
+    state: &State<'_>,
+    kept: &Kept,
     stored: impl IntoIterator<Item = Stored>,
-    released: &HashSet<ObjectName>,
     now: TimestampMs,
     orphan_age_ms: u64,
 ) -> CondemnPlan {
+    let released: HashSet<ObjectName> = state.root.released.iter().copied().collect();
+    let listed: BTreeMap<ObjectName, Stored> =
+        stored.into_iter().map(|stored| (stored.name, stored)).collect();
+    let unused: BTreeMap<ObjectName, Stored> = state.unused().map(|stored| (stored.name, stored)).collect();
     let mut plan = CondemnPlan::default();
-    let mut unseen = marked.reachable.clone();
-    let root_indexes: HashSet<_> = root.indexes.iter().map(|index| ObjectName::Index(index.id)).collect();
-    for object in stored {
-        unseen.remove(&object.name);
-        let alive = marked.reachable.contains(&object.name) || root_indexes.contains(&object.name);
-        if alive || dead.stage(&object.name).is_some() {
+    let not_listed = unused.values().filter(|stored| !listed.contains_key(&stored.name));
+    for object in listed.values().chain(not_listed) {
+        let name = &object.name;
+        if state.needs(name) || kept.reachable.contains(name) || state.dead.stage(name).is_some() {
             continue;
         }
-        let was_committed = released.contains(&object.name) || marked.indexed.contains(&object.name);
-        let may_be_wanted =
-            marked.in_sessions.contains(&object.name) || !is_over(object.modified, now, orphan_age_ms);
+        let was_committed =
+            released.contains(name) || kept.released.contains(name) || unused.contains_key(name);
+        let may_be_wanted = kept.in_sessions.contains(name) || !is_over(object.modified, now, orphan_age_ms);
         if !was_committed && may_be_wanted {
-            plan.spared.push(object);
+            plan.spared.push(*object);
         } else {
-            plan.objects.push(object);
+            plan.objects.push(*object);
         }
     }
     plan.objects.sort_unstable_by_key(|object| object.name);
-    plan.missing = unseen.into_iter().collect();
-    plan.missing.sort_unstable();
     plan
 }
 

@@ -45,6 +45,14 @@ pub enum Refusal {
         /// The parent.
         parent: BackupId,
     },
+    /// It was in the catalog, and was removed.
+    #[error(
+        "backup {backup} was removed after it had been committed; a late repetition does not bring it back"
+    )]
+    Removed {
+        /// The backup.
+        backup: BackupId,
+    },
     /// Some of it is being deleted.
     #[error("{} of its objects are being deleted; upload them again under new names", names.len())]
     Doomed {
@@ -75,13 +83,20 @@ pub fn admit(root: &Root, dead: &DeadSet, new: &NewNames) -> Result<Vec<ObjectNa
 ///
 /// `batch_names` tells which names each batch of the root has, in the root's order.
 pub fn pardon(root: &mut Root, batch_names: &[crate::dead::DeadNames], pardoned: &[ObjectName]) {
+    let mut recount = false;
     for (batch, dead) in root.dead.iter_mut().zip(batch_names) {
         if batch.stage == Stage::Condemned {
+            let before = batch.pardoned.len();
             let taken_back = pardoned.iter().filter(|name| dead.names.binary_search(name).is_ok());
             batch.pardoned.extend(taken_back);
             batch.pardoned.sort_unstable();
             batch.pardoned.dedup();
+            // The count has the references to a rewritten pack at its heirs: it must be made anew.
+            recount |= batch.rewritten && batch.pardoned.len() > before;
         }
+    }
+    if recount {
+        root.usage = None;
     }
 }
 
@@ -108,6 +123,10 @@ pub fn decide(root: &Root, dead: &DeadSet, manifest: &Manifest) -> Result<Commit
         .is_some_and(|volume| volume.backups.iter().any(|backup| backup.id == manifest.backup));
     if present {
         return Ok(CommitVerdict::Already);
+    }
+    let name = ObjectName::Manifest(manifest.backup);
+    if root.released.contains(&name) || dead.stage(&name).is_some() {
+        return Err(Refusal::Removed { backup: manifest.backup });
     }
     let pardoned = admit(root, dead, &names_of(manifest))?;
     if manifest.segments.iter().any(|segment| segment.inherited) {

@@ -77,6 +77,16 @@ pub struct Batch {
     pub bytes: u64,
     /// Names that commits have taken back.
     pub pardoned: Vec<ObjectName>,
+    /// Whether these are packs that were rewritten: what is still needed of them is in other packs.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rewritten: bool,
+}
+
+impl Batch {
+    /// How many of its names are still dead.
+    pub fn remaining(&self) -> u64 {
+        self.names.saturating_sub(self.pardoned.len() as u64)
+    }
 }
 
 /// The catalog node of a batch.

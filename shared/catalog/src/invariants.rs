@@ -4,7 +4,8 @@ use std::collections::HashSet;
 
 use strongroom_format::ids::BackupId;
 
-use crate::dead::{DeadSet, ObjectName};
+use crate::collect::State;
+use crate::dead::ObjectName;
 use crate::root::Root;
 
 /// A breach: which rule, and where.
@@ -56,16 +57,19 @@ pub fn check_step(before: &Root, after: &Root) -> Result<(), Breach> {
     Ok(())
 }
 
-/// Checks that nothing a root's backups reach is dead.
+/// Checks that nothing a root's backups need is dead.
 ///
 /// # Errors
 /// The first [`Breach`].
-pub fn check_reachable(
-    dead: &DeadSet,
+pub fn check_unneeded(
+    state: &State<'_>,
     reachable: impl IntoIterator<Item = ObjectName>,
 ) -> Result<(), Breach> {
-    match reachable.into_iter().find(|name| dead.stage(name).is_some()) {
+    let packs = state.usage.packs.keys().map(|pack| ObjectName::Pack(*pack));
+    let segments = state.usage.segments.keys().map(|segment| ObjectName::Segment(*segment));
+    let needed = packs.chain(segments).filter(|name| state.needs(name));
+    match needed.chain(reachable).find(|name| state.dead.stage(name).is_some()) {
         None => Ok(()),
-        Some(name) => Err(Breach(format!("{} is reachable and {:?}", name.key(), dead.stage(&name)))),
+        Some(name) => Err(Breach(format!("{} is needed and {:?}", name.key(), state.dead.stage(&name)))),
     }
 }

@@ -7,9 +7,14 @@ pub mod collect;
 pub mod commit;
 pub mod dead;
 pub mod find;
+pub mod frames;
 pub mod invariants;
+pub mod moved;
 pub mod retention;
+pub mod rewrite;
 pub mod root;
+pub mod usage;
+pub mod usage_nodes;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{BackupId, Epoch, Incarnation, IndexId, SessionId, TargetId, TimestampMs};
+use strongroom_format::layout::NodeKey;
 use strongroom_format::manifest::Manifest;
 use strongroom_format::seal::{Kind, SealedBody};
 
@@ -40,11 +41,23 @@ pub struct Root {
     pub released: Vec<ObjectName>,
     /// What is condemned or doomed, in batches, oldest first.
     pub dead: Vec<Batch>,
+    /// The node that tells where the chunks of rewritten packs are now ([`crate::moved::Moved`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<NodeKey>,
+    /// The node with collection's count of what is used ([`crate::usage::Usage`]); lost, it is counted again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<NodeKey>,
 }
 
 impl SealedBody for Root {
     const KIND: Kind = Kind::Root;
     const MAX_BODY_BYTES: usize = 256 << 20;
+    const NEWEST_VERSION: u8 = 2;
+
+    fn version(&self) -> u8 {
+        let has_moved = self.moved.is_some() || self.dead.iter().any(|batch| batch.rewritten);
+        if has_moved || self.usage.is_some() { 2 } else { 1 }
+    }
 }
 
 /// A volume's backups.
@@ -116,6 +129,8 @@ impl Root {
             indexes: Vec::new(),
             released: Vec::new(),
             dead: Vec::new(),
+            moved: None,
+            usage: None,
         }
     }
 

@@ -9,13 +9,15 @@ use strongroom_format::ids::*;
 use strongroom_format::layout::NodeKey;
 use strongroom_format::manifest::{Manifest, SegmentRef};
 
-use crate::collect::{Marked, Stored, expired_trash, forget, plan_condemn, ripe_batches};
+use crate::collect::{Kept, State, Stored, expired_trash, forget, plan_condemn, ripe_batches};
 use crate::commit::{CommitVerdict, Refusal, apply, decide, pardon};
 use crate::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use crate::find::{FindError, find};
 use crate::invariants::check_step;
+use crate::moved::Moved;
 use crate::retention::{Policy, plan};
 use crate::root::{BackupEntry, Root, Volume};
+use crate::usage::{PackUsage, Usage};
 
 fn id(n: u8) -> [u8; 16] {
     [n; 16]
@@ -68,6 +70,7 @@ fn with_batch(mut root: Root, stage: Stage, names: &[ObjectName]) -> (Root, Vec<
         names: names.len() as u64,
         bytes: 0,
         pardoned: Vec::new(),
+        rewritten: false,
     });
     (root, vec![DeadNames { names }])
 }
@@ -185,17 +188,22 @@ fn young_orphans_and_open_sessions_are_spared_but_what_was_committed_is_not() {
     let root = root();
     let stored =
         |n: u8, modified: u64| Stored { name: pack(n), size_bytes: 10, modified: TimestampMs(modified) };
-    let marked = Marked {
-        reachable: [pack(1), pack(9)].into(),
-        in_sessions: [pack(4)].into(),
-        indexed: [pack(1), pack(2)].into(),
+    let used = PackUsage { live_frames: 1, ..PackUsage::default() };
+    let packs = [(1, used), (2, PackUsage::default())];
+    let id_of = |n| match pack(n) {
+        ObjectName::Pack(id) => id,
+        _ => unreachable!(),
     };
-    let all = [stored(1, 0), stored(2, 99), stored(3, 0), stored(4, 0), stored(5, 99)];
-    let plan = plan_condemn(&root, &DeadSet::default(), &marked, all, &HashSet::new(), TimestampMs(100), 50);
+    let usage =
+        Usage { packs: packs.into_iter().map(|(n, usage)| (id_of(n), usage)).collect(), ..Usage::default() };
+    let kept = Kept { reachable: [pack(6)].into(), in_sessions: [pack(4)].into(), ..Kept::default() };
+    let (dead, moved) = (DeadSet::default(), Moved::default());
+    let state = State { root: &root, dead: &dead, moved: &moved, usage: &usage };
+    let all = [stored(1, 0), stored(2, 99), stored(3, 0), stored(4, 0), stored(5, 99), stored(6, 0)];
+    let plan = plan_condemn(&state, &kept, all, TimestampMs(100), 50);
     let names = |objects: &[Stored]| objects.iter().map(|object| object.name).collect::<Vec<_>>();
     assert_eq!(names(&plan.objects), [pack(2), pack(3)]);
     assert_eq!(names(&plan.spared), [pack(4), pack(5)]);
-    assert_eq!(plan.missing, [pack(9)]);
 }
 
 #[test]

@@ -83,12 +83,15 @@ pub(crate) fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Pro
 }
 
 /// Writes a column of integers, little-endian.
-pub(crate) fn column(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
+pub fn column(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
     values.into_iter().flat_map(u32::to_le_bytes).collect()
 }
 
 /// Reads a column of integers, of which there must be `count`.
-pub(crate) fn read_column(name: &str, bytes: &[u8], count: usize) -> Result<Vec<u32>, Problem> {
+///
+/// # Errors
+/// `Malformed` for any other length.
+pub fn read_column(name: &str, bytes: &[u8], count: usize) -> Result<Vec<u32>, Problem> {
     let (values, rest) = bytes.as_chunks::<4>();
     if values.len() != count || !rest.is_empty() {
         return Err(Problem::malformed(format!(

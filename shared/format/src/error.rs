@@ -27,10 +27,14 @@ pub enum Problem {
     #[error("not a Strongroom object")]
     Foreign,
     /// Written by a version this program does not know.
-    #[error("format version {found} is unknown to this program (it knows {known}); use a newer strongroom", known = crate::FORMAT_VERSION)]
+    #[error(
+        "format version {found} is unknown to this program (it knows up to {known}); use a newer strongroom"
+    )]
     UnknownVersion {
         /// The version found.
         found: u8,
+        /// The newest this program knows of this kind.
+        known: u8,
     },
     /// Another kind of object than was asked for.
     #[error("holds {found} where {expected:?} was expected")]

@@ -322,7 +322,7 @@ impl Keyring {
         let public_bytes =
             rmp_serde::to_vec_named(&public).expect("the public part holds only types MessagePack has");
         let sealed_settings = sealer.seal_part(
-            Kind::Keyring,
+            &header(Kind::Keyring),
             &ObjectKey::Keyring,
             blake3::hash(&public_bytes).as_bytes(),
             codec::encode(&SettingsBody { settings: *settings }),
@@ -379,7 +379,7 @@ impl Keyring {
     pub fn settings(&self, sealer: &Sealer) -> Result<TargetSettings, FormatError> {
         sealer
             .open_part(
-                Kind::Keyring,
+                &header(Kind::Keyring),
                 &ObjectKey::Keyring,
                 blake3::hash(&self.public_bytes).as_bytes(),
                 &self.sealed_settings,

@@ -19,10 +19,10 @@ pub mod seal;
 pub mod secrets;
 pub mod segment;
 
-pub use codec::padme;
+pub use codec::{column, padme, read_column};
 pub use error::{FormatError, Problem};
 
-/// The version of every byte format written by this crate.
+/// The first version of the byte formats. Most kinds of objects have no other; see [`seal::SealedBody::version`].
 pub const FORMAT_VERSION: u8 = 1;
 
 #[cfg(test)]

@@ -160,7 +160,8 @@ impl PackBuilder {
             plain_lens: codec::column(entries.iter().map(|entry| entry.plain_len)),
             frame_lens: codec::column(entries.iter().map(|entry| entry.frame_len)),
         };
-        let sealed = sealer.seal_part(Kind::Pack, &ObjectKey::Pack(pack), &[], codec::encode(&body), rng);
+        let sealed =
+            sealer.seal_part(&header(Kind::Pack), &ObjectKey::Pack(pack), &[], codec::encode(&body), rng);
         bytes.extend_from_slice(&sealed);
         let sealed_len = u32::try_from(sealed.len()).expect("directories are below 4 GiB");
         bytes.extend_from_slice(&sealed_len.to_le_bytes());
@@ -239,7 +240,7 @@ fn open_body(
     let start =
         (tail.len() as u64).checked_sub(need).ok_or(Problem::Truncated { need, have: tail.len() as u64 })?;
     let sealed = &tail[codec::usize_of(start)..tail.len() - TRAILER_LEN];
-    let plain = sealer.open_part(Kind::Pack, &ObjectKey::Pack(pack), &[], sealed)?;
+    let plain = sealer.open_part(&header(Kind::Pack), &ObjectKey::Pack(pack), &[], sealed)?;
     let body: DirectoryBody = codec::decode(&plain, MAX_DIRECTORY_BYTES)?;
     let entries = directory_entries(&body.ids, &body.plain_lens, &body.frame_lens)?;
     let frames_end =

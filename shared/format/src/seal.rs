@@ -62,24 +62,41 @@ pub trait SealedBody: Serialize + DeserializeOwned {
     const KIND: Kind;
     /// The most that a reader decompresses, bytes.
     const MAX_BODY_BYTES: usize;
+    /// The newest version of this kind that this program reads.
+    const NEWEST_VERSION: u8 = FORMAT_VERSION;
+
+    /// The oldest version that can say what this body says: what it is written as.
+    fn version(&self) -> u8 {
+        FORMAT_VERSION
+    }
 }
 
-/// Writes the header of an object of a kind.
+/// Writes the header of an object of a kind in the first version of the format.
 pub const fn header(kind: Kind) -> [u8; HEADER_LEN] {
-    let m = MAGIC;
-    [m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], FORMAT_VERSION, kind as u8, 0, 0]
+    header_of(kind, FORMAT_VERSION)
 }
 
-/// Checks the header of an object and returns what follows it.
+/// Writes the header of an object.
+const fn header_of(kind: Kind, version: u8) -> [u8; HEADER_LEN] {
+    let m = MAGIC;
+    [m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], version, kind as u8, 0, 0]
+}
+
+/// Checks the header of an object of a kind that has one version, and returns what follows it.
 pub(crate) fn after_header(kind: Kind, bytes: &[u8]) -> Result<&[u8], Problem> {
+    split_header(kind, FORMAT_VERSION, bytes).map(|(_, rest)| rest)
+}
+
+/// Checks the header of an object and returns it, and what follows it.
+fn split_header(kind: Kind, newest: u8, bytes: &[u8]) -> Result<(&[u8; HEADER_LEN], &[u8]), Problem> {
     let (header_bytes, rest) = bytes
         .split_first_chunk::<HEADER_LEN>()
         .ok_or(Problem::Truncated { need: HEADER_LEN as u64, have: bytes.len() as u64 })?;
     if header_bytes[..8] != MAGIC {
         return Err(Problem::Foreign);
     }
-    if header_bytes[8] != FORMAT_VERSION {
-        return Err(Problem::UnknownVersion { found: header_bytes[8] });
+    if !(1..=newest).contains(&header_bytes[8]) {
+        return Err(Problem::UnknownVersion { found: header_bytes[8], known: newest });
     }
     if header_bytes[9] != kind as u8 {
         return Err(Problem::WrongKind { expected: kind, found: header_bytes[9] });
@@ -87,14 +104,19 @@ pub(crate) fn after_header(kind: Kind, bytes: &[u8]) -> Result<&[u8], Problem> {
     if header_bytes[10..] != [0, 0] {
         return Err(Problem::malformed("reserved header bytes are not zero"));
     }
-    Ok(rest)
+    Ok((header_bytes, rest))
 }
 
 /// Builds the associated data of a seal.
-pub(crate) fn associated_data(kind: Kind, target: &TargetId, key: &ObjectKey, extra: &[u8]) -> Vec<u8> {
+pub(crate) fn associated_data(
+    header: &[u8; HEADER_LEN],
+    target: &TargetId,
+    key: &ObjectKey,
+    extra: &[u8],
+) -> Vec<u8> {
     let name = key.to_string();
     let name_len = u16::try_from(name.len()).expect("keys are under 100 bytes");
-    [SEAL_DOMAIN, &header(kind), target.as_bytes(), &name_len.to_le_bytes(), name.as_bytes(), extra].concat()
+    [SEAL_DOMAIN, header, target.as_bytes(), &name_len.to_le_bytes(), name.as_bytes(), extra].concat()
 }
 
 /// Seals and opens the catalog objects of one target.
@@ -133,8 +155,9 @@ impl Sealer {
 
     /// Seals a body as the object `key`.
     pub fn seal<T: SealedBody>(&self, key: &ObjectKey, body: &T, rng: &mut impl CryptoRng) -> Vec<u8> {
-        let mut out = header(T::KIND).to_vec();
-        out.extend_from_slice(&self.seal_part(T::KIND, key, &[], codec::encode(body), rng));
+        let header = header_of(T::KIND, body.version());
+        let mut out = header.to_vec();
+        out.extend_from_slice(&self.seal_part(&header, key, &[], codec::encode(body), rng));
         out
     }
 
@@ -143,8 +166,8 @@ impl Sealer {
     /// # Errors
     /// A [`FormatError`] naming the object: foreign, another version or kind, damaged, moved, malformed.
     pub fn open<T: SealedBody>(&self, key: &ObjectKey, bytes: &[u8]) -> Result<T, FormatError> {
-        after_header(T::KIND, bytes)
-            .and_then(|part| self.open_part(T::KIND, key, &[], part))
+        split_header(T::KIND, T::NEWEST_VERSION, bytes)
+            .and_then(|(header, part)| self.open_part(header, key, &[], part))
             .and_then(|plain| codec::decode(&plain, T::MAX_BODY_BYTES))
             .map_err(|problem| problem.of(key))
     }
@@ -160,7 +183,7 @@ impl Sealer {
     /// Seals `plain` to `nonce ‖ ciphertext ‖ tag`.
     pub(crate) fn seal_part(
         &self,
-        kind: Kind,
+        header: &[u8; HEADER_LEN],
         key: &ObjectKey,
         extra: &[u8],
         mut plain: Vec<u8>,
@@ -168,7 +191,7 @@ impl Sealer {
     ) -> Vec<u8> {
         let mut nonce = [0; NONCE_LEN];
         rng.fill_bytes(&mut nonce);
-        let aad = associated_data(kind, &self.target, key, extra);
+        let aad = associated_data(header, &self.target, key, extra);
         let tag = self
             .cipher()
             .encrypt_inout_detached(&XNonce::from(nonce), &aad, InOutBuf::from(plain.as_mut_slice()))
@@ -183,7 +206,7 @@ impl Sealer {
     /// Opens `nonce ‖ ciphertext ‖ tag`.
     pub(crate) fn open_part(
         &self,
-        kind: Kind,
+        header: &[u8; HEADER_LEN],
         key: &ObjectKey,
         extra: &[u8],
         part: &[u8],
@@ -192,7 +215,7 @@ impl Sealer {
         let truncated = Problem::Truncated { need, have: part.len() as u64 };
         let (nonce, rest) = part.split_first_chunk::<NONCE_LEN>().ok_or(truncated.clone())?;
         let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(truncated)?;
-        let aad = associated_data(kind, &self.target, key, extra);
+        let aad = associated_data(header, &self.target, key, extra);
         let mut plain = ciphertext.to_vec();
         self.cipher()
             .decrypt_inout_detached(

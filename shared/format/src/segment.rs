@@ -4,7 +4,7 @@
 //! secret; the keys open with the restore secret alone. Where a list says a chunk lies is a hint (a repacked chunk is
 //! found through the index); which packs it names is binding for garbage collection.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use rand::CryptoRng;
 use serde::{Deserialize, Serialize};
@@ -302,6 +302,18 @@ impl Segment {
             Problem::malformed(format!("has no list {slot}, only {}", self.lists.len()))
                 .of(ObjectKey::Segment(self.id))
         })
+    }
+
+    /// Replaces the places of chunks, and the table of packs with it.
+    pub fn relocate(&mut self, mut place: impl FnMut(&mut ChunkRef)) {
+        let mut packs = BTreeSet::new();
+        for extent in &mut self.extents {
+            if let Extent::Chunk(chunk) = extent {
+                place(chunk);
+                packs.insert(chunk.pack);
+            }
+        }
+        self.packs = packs.into_iter().collect();
     }
 
     /// All extents of all lists, in order.

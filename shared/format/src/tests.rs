@@ -302,7 +302,7 @@ fn headers_are_checked_in_order() {
     };
     assert!(problem(&|_| ()).is_ok());
     assert_eq!(problem(&|b| b[0] = b'X').unwrap_err(), Problem::Foreign);
-    assert_eq!(problem(&|b| b[8] = 2).unwrap_err(), Problem::UnknownVersion { found: 2 });
+    assert_eq!(problem(&|b| b[8] = 2).unwrap_err(), Problem::UnknownVersion { found: 2, known: 1 });
     assert!(matches!(problem(&|b| b[9] = 4).unwrap_err(), Problem::WrongKind { found: 4, .. }));
     assert!(matches!(problem(&|b| b[10] = 1).unwrap_err(), Problem::Malformed(_)));
     assert!(matches!(problem(&|b| b.truncate(5)).unwrap_err(), Problem::Truncated { .. }));

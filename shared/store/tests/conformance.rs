@@ -10,7 +10,7 @@ use bytes::Bytes;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
     Counting, DirectoryStore, ETag, FaultRates, Faulty, Latency, ListPage, MemoryStore, Object, ObjectStore,
-    Recording, Retry, RetryPolicy, StoreResult, conformance,
+    Overlay, Recording, Retry, RetryPolicy, StoreResult, conformance,
 };
 
 #[tokio::test]
@@ -45,6 +45,13 @@ async fn directory_under_two_handles() {
 async fn shared_and_boxed() {
     let store: Arc<dyn ObjectStore> = Arc::new(MemoryStore::new());
     conformance::run(&store).await;
+}
+
+#[tokio::test]
+async fn an_overlay_is_a_store_and_leaves_what_is_below_alone() {
+    let below = MemoryStore::new();
+    conformance::run(&Overlay::new(Arc::new(below.clone()))).await;
+    assert!(below.keys().is_empty());
 }
 
 #[tokio::test]

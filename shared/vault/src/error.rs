@@ -17,6 +17,11 @@ pub enum VaultError {
     /// Stored bytes were refused: damage, a foreign object, a wrong key.
     #[error(transparent)]
     Format(#[from] FormatError),
+    /// The catalog was rebuilt while this went on, from a root that is no more.
+    #[error(
+        "the catalog was rebuilt from epoch {0} on while this went on; nothing more was changed. Run it again"
+    )]
+    Fenced(strongroom_format::ids::Epoch),
     /// The catalog refused new names; start again.
     #[error("refused by the catalog: {0}")]
     Refused(#[from] Refusal),
@@ -60,6 +65,11 @@ impl VaultError {
     /// Wraps an input/output error with what was being done, to what.
     pub fn io(doing: &'static str, path: &Path, source: std::io::Error) -> Self {
         Self::Io { doing, path: path.display().to_string(), source }
+    }
+
+    /// Says whether stored data is the cause: missing, or not what it should be.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Format(_) | Self::Damaged(_)) || self.is_not_found()
     }
 
     /// Says whether an object was asked for that is not there.

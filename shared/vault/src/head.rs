@@ -13,6 +13,7 @@ use strongroom_catalog::root::{MAX_ROOT_BYTES, Root};
 use strongroom_format::FormatError;
 use strongroom_format::ids::{Epoch, NodeId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
+use strongroom_format::seal::SealedBody;
 use strongroom_store::{ETag, StoreErrorKind};
 
 use crate::error::{VaultError, VaultResult};
@@ -92,15 +93,15 @@ impl Target {
         Ok(DeadSet::new(root, &self.dead_names(root).await?))
     }
 
-    /// Stores the names of a new batch for the root that follows `base`.
+    /// Stores a catalog node for the root that follows `base`.
     ///
     /// # Errors
     /// `Store`.
-    pub async fn put_dead_names(&self, base: Epoch, names: &DeadNames) -> VaultResult<NodeKey> {
+    pub(crate) async fn put_node<T: SealedBody>(&self, base: Epoch, body: &T) -> VaultResult<NodeKey> {
         let mut rng = self.context.entropy.fork();
         let node = NodeKey { base_epoch: base, id: NodeId::random(&mut rng) };
         let key = ObjectKey::Node(node);
-        let bytes = self.sealer.seal(&key, names, &mut rng);
+        let bytes = self.sealer.seal(&key, body, &mut rng);
         self.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
         Ok(node)
     }
@@ -148,12 +149,19 @@ impl Target {
     /// Stores the copy of a root under `roots/`, if it is not there.
     ///
     /// # Errors
-    /// `Store`.
+    /// `Fenced` if another root of this epoch is there; `Store`.
     pub(crate) async fn keep_copy(&self, epoch: Epoch, bytes: Bytes) -> VaultResult<()> {
-        match self.context.store.put_if_absent(&ObjectKey::RootCopy(epoch), bytes).await {
+        let key = ObjectKey::RootCopy(epoch);
+        match self.context.store.put_if_absent(&key, bytes.clone()).await {
             Ok(_) => Ok(()),
-            // Whoever was first stored the same bytes: an epoch has one root.
-            Err(error) if error.kind == StoreErrorKind::Conflict => Ok(()),
+            Err(error) if error.kind == StoreErrorKind::Conflict => {
+                // Whoever was first stored the same bytes, unless the catalog was rebuilt from this epoch on: then this
+                // process stands on a root that is no more, and must not go on.
+                if self.context.store.get(&key, MAX_ROOT_BYTES).await?.bytes == bytes {
+                    return Ok(());
+                }
+                Err(VaultError::Fenced(epoch))
+            }
             Err(error) => Err(error.into()),
         }
     }

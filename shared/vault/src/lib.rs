@@ -15,6 +15,7 @@ pub mod listing;
 pub mod mark;
 pub mod progress;
 pub mod rebuild;
+pub mod relocate;
 pub mod remove;
 pub mod restore;
 pub mod target;

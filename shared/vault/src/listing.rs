@@ -27,21 +27,40 @@ impl Target {
         }
     }
 
-    /// Lists every object that a commit could name.
+    /// Lists the objects of a folder that a commit could name.
     ///
     /// # Errors
     /// `Store`.
-    pub async fn list_stored(&self) -> VaultResult<Vec<Stored>> {
+    pub async fn list_stored(&self, prefix: KeyPrefix) -> VaultResult<Vec<Stored>> {
         let mut stored = Vec::new();
-        for prefix in [KeyPrefix::Packs, KeyPrefix::Segments, KeyPrefix::Index, KeyPrefix::Manifests] {
-            stored.extend(self.list(prefix).await?.into_iter().filter_map(|(key, row)| {
-                Some(Stored {
-                    name: ObjectName::from_key(&key)?,
-                    size_bytes: row.size_bytes,
-                    modified: TimestampMs(row.modified_ms),
-                })
-            }));
+        let mut after = None;
+        loop {
+            let (page, next) = self.list_page(prefix, after.as_deref()).await?;
+            stored.extend(page);
+            after = next;
+            if after.is_none() {
+                return Ok(stored);
+            }
         }
-        Ok(stored)
+    }
+
+    /// One page of such a listing, and where the next one begins.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn list_page(
+        &self,
+        prefix: KeyPrefix,
+        after: Option<&str>,
+    ) -> VaultResult<(Vec<Stored>, Option<String>)> {
+        let page = self.context.store.list(prefix, after).await?;
+        let stored = page.objects.into_iter().filter_map(|row| {
+            Some(Stored {
+                name: ObjectName::from_key(&ObjectKey::parse(&row.key)?)?,
+                size_bytes: row.size_bytes,
+                modified: TimestampMs(row.modified_ms),
+            })
+        });
+        Ok((stored.collect(), page.next))
     }
 }

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::dead::ObjectName;
+use strongroom_catalog::moved::Moved;
 use strongroom_format::ids::{BackupId, SegmentId};
 
 use crate::error::VaultResult;
@@ -14,15 +15,30 @@ use crate::target::Target;
 /// Manifests and segments read at once, each of a few MiB.
 const MARK_CONCURRENCY: usize = 8;
 
-/// What has been reached so far.
+/// What has been reached so far, by the names that segments give: what became of rewritten packs is looked up on the
+/// root in question each time.
 #[derive(Debug, Default)]
 pub struct Marker {
-    /// Everything reached.
-    pub reachable: HashSet<ObjectName>,
+    named: HashSet<ObjectName>,
     backups: HashSet<BackupId>,
 }
 
 impl Marker {
+    /// The names that manifests and segments give.
+    pub fn raw(&self) -> impl Iterator<Item = ObjectName> + '_ {
+        self.named.iter().copied()
+    }
+
+    /// What is reached on a root that has moved these packs: their heirs in their place.
+    pub fn reachable<'a>(&'a self, moved: &'a Moved) -> impl Iterator<Item = ObjectName> + 'a {
+        self.named.iter().flat_map(|name| match name {
+            ObjectName::Pack(pack) if moved.has(pack) => {
+                moved.heirs(pack).map(|heir| ObjectName::Pack(heir.pack)).collect::<Vec<_>>()
+            }
+            name => vec![*name],
+        })
+    }
+
     /// Marks all that backups reach; those marked before cost nothing.
     ///
     /// # Errors
@@ -39,17 +55,17 @@ impl Marker {
             .buffer_unordered(MARK_CONCURRENCY);
         let mut segments: HashSet<SegmentId> = HashSet::new();
         while let Some(manifest) = manifests.try_next().await? {
-            self.reachable.insert(ObjectName::Manifest(manifest.backup));
+            self.named.insert(ObjectName::Manifest(manifest.backup));
             let unseen = manifest.segments.iter().map(|segment| segment.id);
-            segments.extend(unseen.filter(|id| !self.reachable.contains(&ObjectName::Segment(*id))));
+            segments.extend(unseen.filter(|id| !self.named.contains(&ObjectName::Segment(*id))));
         }
         drop(manifests);
         let mut opened = stream::iter(segments)
             .map(async |id| target.segment(id).await)
             .buffer_unordered(MARK_CONCURRENCY);
         while let Some(segment) = opened.try_next().await? {
-            self.reachable.insert(ObjectName::Segment(segment.id()));
-            self.reachable.extend(segment.packs().iter().map(|pack| ObjectName::Pack(*pack)));
+            self.named.insert(ObjectName::Segment(segment.id()));
+            self.named.extend(segment.packs().iter().map(|pack| ObjectName::Pack(*pack)));
         }
         drop(opened);
         self.backups.extend(new);

@@ -3,19 +3,21 @@
 //! Invariant: a rebuilt root lists only backups whose every segment and pack is there, and none that the newest known
 //! root had begun to delete. It starts a new incarnation: whatever was based on the lost one is refused.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::commit::{NewNames, admit};
 use strongroom_catalog::dead::{DeadSet, ObjectName, Stage};
+use strongroom_catalog::moved::{Heir, Moved};
 use strongroom_catalog::root::{BackupEntry, IndexRef, MAX_ROOT_BYTES, Root};
-use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, PackId};
+use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, PackId, SegmentId};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_format::manifest::Manifest;
 use strongroom_format::pack::{DIRECTORY_GUESS_BYTES, PackDirectory, directory_tail_len, open_directory};
+use strongroom_format::segment::{Extent, Segment};
 use strongroom_store::StoreErrorKind;
 use tracing::warn;
 
@@ -23,6 +25,7 @@ use crate::collect::write_indexes;
 use crate::dedup::{DedupIndex, DedupLimits, Location};
 use crate::error::{VaultError, VaultResult};
 use crate::head::Step;
+use crate::mark::Marker;
 use crate::target::Target;
 
 /// Directories read at once.
@@ -47,7 +50,7 @@ pub struct RebuildReport {
     pub root_kept: bool,
 }
 
-/// Makes the index anew from the packs, and, if it is missing or damaged, the root from the manifests.
+/// Makes the index anew from the packs that backups need, and, if it is missing or damaged, the root from the manifests.
 ///
 /// # Errors
 /// `Store`; `Invalid` if others changed the catalog meanwhile.
@@ -61,50 +64,127 @@ pub async fn rebuild(target: &Target) -> VaultResult<RebuildReport> {
         }
     };
     let mut report = RebuildReport { root_kept: known.is_some(), ..Default::default() };
-    let last = match &known {
-        Some(root) => Some(root.clone()),
-        None => newest_copy(target).await?,
-    };
-    let dead = match &last {
-        Some(root) => target.dead_set(root).await.unwrap_or_else(|error| {
-            warn!(%error, "what was being deleted is not known any more");
-            DeadSet::default()
-        }),
-        None => DeadSet::default(),
-    };
-    let (indexes, packs) = index_packs(target, &dead, &mut report).await?;
     match known {
-        Some(root) => replace_index(target, &root, indexes, &packs).await?,
-        None => {
-            let root = root_of_manifests(target, last.as_ref(), &dead, indexes, &packs, &mut report).await?;
-            install(target, &root).await?;
-        }
+        Some(root) => rebuild_index(target, &root, &mut report).await?,
+        None => rebuild_root(target, &mut report).await?,
     }
     report.backups = target.head().await?.root.backups().count() as u64;
     Ok(report)
 }
 
-/// Reads the directory of every pack that is not dead, and writes index objects.
-async fn index_packs(
-    target: &Target,
-    dead: &DeadSet,
-    report: &mut RebuildReport,
-) -> VaultResult<(Vec<IndexRef>, HashSet<PackId>)> {
-    let listed = target.list(KeyPrefix::Packs).await?;
+/// Makes the index of a root anew: of the packs that its backups name. What else lies about may be on its way out.
+async fn rebuild_index(target: &Target, root: &Root, report: &mut RebuildReport) -> VaultResult<()> {
+    let dead = target.dead_set(root).await?;
+    let moved = target.moved(root).await?;
+    let mut marker = Marker::default();
+    for (_, backup) in root.backups() {
+        match marker.mark(target, [backup.id]).await {
+            Err(error) if error.is_damage() => report.incomplete.push((backup.id, error.to_string())),
+            other => other?,
+        }
+    }
+    let needed: HashSet<ObjectName> = marker.reachable(&moved).chain(marker.raw()).collect();
+    let listed = list_packs(target, &dead, |_| true).await?;
+    let wanted: Vec<(PackId, u64)> =
+        listed.into_iter().filter(|(pack, _)| needed.contains(&ObjectName::Pack(*pack))).collect();
+    let Indexed { indexes, packs } = index_packs(target, &wanted, None, report).await?;
+    replace_index(target, root, indexes, &packs).await
+}
+
+/// Makes a root of a new incarnation.
+async fn rebuild_root(target: &Target, report: &mut RebuildReport) -> VaultResult<()> {
+    let last = newest_copy(target).await?;
+    let mut doomed_batches = Vec::new();
+    let (dead, moved) = match &last {
+        Some(root) => (
+            match target.dead_set(root).await {
+                Ok(dead) => {
+                    let doomed = root.dead.iter().filter(|batch| batch.stage == Stage::Doomed);
+                    doomed_batches.extend(doomed.cloned());
+                    dead
+                }
+                Err(error) => {
+                    warn!(%error, "what was being deleted is not known any more");
+                    DeadSet::default()
+                }
+            },
+            target.moved(root).await.unwrap_or_else(|error| {
+                warn!(%error, "what became of rewritten packs is looked up chunk by chunk");
+                Moved::default()
+            }),
+        ),
+        None => Default::default(),
+    };
+    // What was only condemned is simply alive again; what was doomed may be gone any moment.
+    let doomed = |name: &ObjectName| dead.stage(name) == Some(Stage::Doomed);
+    let manifests = read_manifests(target, doomed, report).await?;
+    let named = named_packs(target, &manifests).await?;
+    let listed = list_packs(target, &dead, |stage| stage == Stage::Doomed).await?;
+    let there: HashSet<PackId> = listed.iter().map(|(pack, _)| *pack).collect();
+    let is_known = |pack: &PackId| {
+        there.contains(pack) || (moved.has(pack) && moved.heirs(pack).all(|heir| there.contains(&heir.pack)))
+    };
+    let chunks =
+        (!named.iter().all(is_known)).then(|| DedupIndex::open(None, DedupLimits::default())).transpose()?;
+    let heirs: HashSet<PackId> =
+        named.iter().flat_map(|pack| moved.heirs(pack)).map(|heir| heir.pack).collect();
+    // Where something is missing, any pack may be the one that took over its chunks.
     let wanted: Vec<(PackId, u64)> = listed
         .into_iter()
+        .filter(|(pack, _)| chunks.is_some() || named.contains(pack) || heirs.contains(pack))
+        .collect();
+    let Indexed { indexes, packs } = index_packs(target, &wanted, chunks.as_ref(), report).await?;
+    let mut checker =
+        Checker { target, packs: &packs, moved, chunks, segments: HashMap::new(), found: Moved::default() };
+    let mut complete = Vec::new();
+    for manifest in manifests {
+        match checker.lacks(&manifest, doomed).await? {
+            Some(reason) => report.incomplete.push((manifest.backup, reason)),
+            None => complete.push(manifest),
+        }
+    }
+    let found = checker.found;
+    let root = compose(target, last.as_ref(), indexes, &complete, &found).await?;
+    // Deletions of what was doomed may still be under way, however late.
+    let root = Root { dead: doomed_batches, ..root };
+    install(target, root).await
+}
+
+/// All packs whose stage is not left out, with their lengths.
+async fn list_packs(
+    target: &Target,
+    dead: &DeadSet,
+    leave_out: impl Fn(Stage) -> bool,
+) -> VaultResult<Vec<(PackId, u64)>> {
+    let listed = target.list(KeyPrefix::Packs).await?;
+    Ok(listed
+        .into_iter()
         .filter_map(|(key, row)| match key {
-            ObjectKey::Pack(pack) if dead.stage(&ObjectName::Pack(pack)).is_none() => {
+            ObjectKey::Pack(pack) if !dead.stage(&ObjectName::Pack(pack)).is_some_and(&leave_out) => {
                 Some((pack, row.size_bytes))
             }
             _ => None,
         })
-        .collect();
-    let (mut indexes, mut packs) = (Vec::new(), HashSet::new());
+        .collect())
+}
+
+struct Indexed {
+    indexes: Vec<IndexRef>,
+    packs: HashMap<PackId, u32>,
+}
+
+/// Reads the directories of packs, and writes index objects of them.
+async fn index_packs(
+    target: &Target,
+    wanted: &[(PackId, u64)],
+    chunks: Option<&DedupIndex>,
+    report: &mut RebuildReport,
+) -> VaultResult<Indexed> {
+    let (mut indexes, mut packs) = (Vec::new(), HashMap::new());
     for round in wanted.chunks(PACKS_PER_ROUND) {
         let read: Vec<_> = stream::iter(round.iter().copied())
             .map(async |(pack, size_bytes)| (pack, read_directory(target, pack, size_bytes).await))
-            .buffer_unordered(DIRECTORY_CONCURRENCY)
+            .buffered(DIRECTORY_CONCURRENCY)
             .collect()
             .await;
         let mut directories = Vec::with_capacity(read.len());
@@ -113,16 +193,20 @@ async fn index_packs(
                 Ok(directory) => {
                     report.packs += 1;
                     report.chunks += directory.entries.len() as u64;
-                    packs.insert(pack);
+                    packs.insert(pack, directory.size_bytes);
                     directories.push(directory);
                 }
                 Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error),
                 Err(error) => report.damaged.push(error.to_string()),
             }
         }
-        indexes.extend(write_indexes(target, &directories).await?);
+        let written = write_indexes(target, &directories).await?;
+        if let (Some(chunks), Some(index)) = (chunks, written.first()) {
+            chunks.add_index(index.id, &directories)?;
+        }
+        indexes.extend(written);
     }
-    Ok((indexes, packs))
+    Ok(Indexed { indexes, packs })
 }
 
 /// Reads the directory of a pack from its end.
@@ -157,24 +241,19 @@ async fn newest_copy(target: &Target) -> VaultResult<Option<Root>> {
     Ok(None)
 }
 
-/// Makes a root of all manifests that are complete.
-async fn root_of_manifests(
+/// Reads all manifests but those that are being deleted.
+async fn read_manifests(
     target: &Target,
-    last: Option<&Root>,
-    dead: &DeadSet,
-    indexes: Vec<IndexRef>,
-    packs: &HashSet<PackId>,
+    doomed: impl Fn(&ObjectName) -> bool,
     report: &mut RebuildReport,
-) -> VaultResult<Root> {
-    let mut rng = target.context.entropy.fork();
-    let now = target.context.clock.now();
-    // Far past anything that was based on the lost root, whose last epochs may have left no copy.
-    let epoch = Epoch(last.map_or(0, |root| root.epoch.0) + 1000);
-    let mut root = Root::first(target.id(), Incarnation::random(&mut rng), epoch, now);
-    root.indexes = indexes;
+) -> VaultResult<Vec<Manifest>> {
     let mut manifests: Vec<Manifest> = Vec::new();
     for (key, _) in target.list(KeyPrefix::Manifests).await? {
         let ObjectKey::Manifest(backup) = key else { continue };
+        if doomed(&ObjectName::Manifest(backup)) {
+            report.incomplete.push((backup, "it was being deleted".to_owned()));
+            continue;
+        }
         match target.manifest(backup).await {
             Ok(manifest) => manifests.push(manifest),
             Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error),
@@ -182,61 +261,126 @@ async fn root_of_manifests(
         }
     }
     manifests.sort_by_key(|manifest| (manifest.created, manifest.backup));
-    let mut segments = HashMap::new();
-    for manifest in manifests {
-        match lacks(target, &manifest, dead, packs, &mut segments).await? {
-            Some(reason) => report.incomplete.push((manifest.backup, reason)),
-            None => {
-                let mut entry = BackupEntry::of(&manifest);
-                entry.trashed =
-                    last.and_then(|last| last.backup(manifest.backup)).and_then(|(_, before)| before.trashed);
-                root.volumes.entry(manifest.volume.clone()).or_default().backups.push(entry);
-            }
+    Ok(manifests)
+}
+
+/// The packs that the segments of backups name, as far as the segments can be read.
+async fn named_packs(target: &Target, manifests: &[Manifest]) -> VaultResult<HashSet<PackId>> {
+    let segments: BTreeSet<SegmentId> =
+        manifests.iter().flat_map(|manifest| &manifest.segments).map(|segment| segment.id).collect();
+    let mut named = HashSet::new();
+    for id in segments {
+        match target.segment(id).await {
+            Ok(segment) => named.extend(segment.packs()),
+            Err(error) if error.is_damage() => {}
+            Err(error) => return Err(error),
         }
+    }
+    Ok(named)
+}
+
+/// Puts the root together.
+async fn compose(
+    target: &Target,
+    last: Option<&Root>,
+    indexes: Vec<IndexRef>,
+    complete: &[Manifest],
+    moved: &Moved,
+) -> VaultResult<Root> {
+    let mut rng = target.context.entropy.fork();
+    // The copy of this epoch fences off whoever still stands on the lost root. Where no copy of any root is left,
+    // far past anything that may have been.
+    let epoch = last.map_or(Epoch(1001), |root| root.epoch.next());
+    let now = target.context.clock.now();
+    let mut root = Root::first(target.id(), Incarnation::random(&mut rng), epoch, now);
+    root.indexes = indexes;
+    for manifest in complete {
+        let mut entry = BackupEntry::of(manifest);
+        entry.trashed =
+            last.and_then(|last| last.backup(manifest.backup)).and_then(|(_, before)| before.trashed);
+        root.volumes.entry(manifest.volume.clone()).or_default().backups.push(entry);
+    }
+    if !moved.packs.is_empty() {
+        root.moved = Some(target.put_node(Epoch(epoch.0 - 1), moved).await?);
     }
     Ok(root)
 }
 
-/// What a backup lacks to be restored; `None` if nothing. Segments are looked into once.
-async fn lacks(
-    target: &Target,
-    manifest: &Manifest,
-    dead: &DeadSet,
-    packs: &HashSet<PackId>,
-    segments: &mut HashMap<strongroom_format::ids::SegmentId, Option<String>>,
-) -> VaultResult<Option<String>> {
-    if dead.stage(&ObjectName::Manifest(manifest.backup)) == Some(Stage::Doomed) {
-        return Ok(Some("it was being deleted".to_owned()));
-    }
-    for segment in &manifest.segments {
-        let reason = match segments.get(&segment.id) {
-            Some(known) => known.clone(),
-            None => {
-                let found = lacks_of_segment(target, segment.id, packs).await?;
-                segments.insert(segment.id, found.clone());
-                found
-            }
-        };
-        if reason.is_some() {
-            return Ok(reason);
-        }
-    }
-    Ok(None)
+/// Checks whether backups are complete.
+struct Checker<'a> {
+    target: &'a Target,
+    packs: &'a HashMap<PackId, u32>,
+    /// What the last known root said of rewritten packs.
+    moved: Moved,
+    /// Where every chunk is, if something is missing.
+    chunks: Option<DedupIndex>,
+    segments: HashMap<SegmentId, Option<String>>,
+    /// Rewritten packs that complete segments name, and where their chunks are.
+    found: Moved,
 }
 
-/// What a segment lacks: itself, or a pack that it names.
-async fn lacks_of_segment(
-    target: &Target,
-    id: strongroom_format::ids::SegmentId,
-    packs: &HashSet<PackId>,
-) -> VaultResult<Option<String>> {
-    match target.segment(id).await {
-        Ok(opened) => {
-            let missing = opened.packs().iter().find(|pack| !packs.contains(*pack));
-            Ok(missing.map(|pack| format!("{} is missing or damaged", ObjectKey::Pack(*pack))))
+impl Checker<'_> {
+    /// What a backup lacks to be restored; `None` if nothing. Segments are looked into once.
+    async fn lacks(
+        &mut self,
+        manifest: &Manifest,
+        doomed: impl Fn(&ObjectName) -> bool,
+    ) -> VaultResult<Option<String>> {
+        for segment in &manifest.segments {
+            let reason = match self.segments.get(&segment.id) {
+                Some(known) => known.clone(),
+                None if doomed(&ObjectName::Segment(segment.id)) => {
+                    Some(format!("{} was being deleted", ObjectKey::Segment(segment.id)))
+                }
+                None => {
+                    let found = self.lacks_of_segment(segment.id).await?;
+                    self.segments.insert(segment.id, found.clone());
+                    found
+                }
+            };
+            if reason.is_some() {
+                return Ok(reason);
+            }
         }
-        Err(error @ VaultError::Store(_)) if !error.is_not_found() => Err(error),
-        Err(error) => Ok(Some(error.to_string())),
+        Ok(None)
+    }
+
+    /// What a segment lacks: itself, or a pack that it names and whose chunks are nowhere else.
+    async fn lacks_of_segment(&mut self, id: SegmentId) -> VaultResult<Option<String>> {
+        let segment = match self.target.segment(id).await {
+            Ok(segment) => segment,
+            Err(error) if error.is_damage() => return Ok(Some(error.to_string())),
+            Err(error) => return Err(error),
+        };
+        for pack in segment.packs().iter().filter(|pack| !self.packs.contains_key(*pack)) {
+            let known: BTreeSet<Heir> =
+                self.moved.heirs(pack).filter(|heir| self.packs.contains_key(&heir.pack)).collect();
+            let heirs = if known.is_empty() || known.len() < self.moved.heirs(pack).count() {
+                self.look_up(&segment, *pack)
+            } else {
+                Some(known)
+            };
+            match heirs {
+                Some(heirs) => self.found.packs.entry(*pack).or_default().extend(heirs),
+                None => return Ok(Some(format!("{} is missing or damaged", ObjectKey::Pack(*pack)))),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The packs that hold the chunks which a segment wants of a missing one; `None` if they are not all there.
+    fn look_up(&self, segment: &Segment, missing: PackId) -> Option<BTreeSet<Heir>> {
+        let chunks = self.chunks.as_ref()?;
+        let wanted = segment.extents().iter().filter_map(|extent| match extent {
+            Extent::Chunk(chunk) if chunk.pack == missing => Some(chunk.id),
+            _ => None,
+        });
+        wanted
+            .map(|id| {
+                let pack = chunks.lookup(&id)?.pack;
+                Some(Heir { pack, size_bytes: *self.packs.get(&pack)? })
+            })
+            .collect()
     }
 }
 
@@ -245,13 +389,13 @@ async fn replace_index(
     target: &Target,
     base: &Root,
     indexes: Vec<IndexRef>,
-    packs: &HashSet<PackId>,
+    packs: &HashMap<PackId, u32>,
 ) -> VaultResult<()> {
     let own = indexes.iter().map(|index| ObjectName::Index(index.id));
     let new = NewNames {
         incarnation: base.incarnation,
         base_epoch: base.epoch,
-        names: own.chain(packs.iter().map(|pack| ObjectName::Pack(*pack))).collect(),
+        names: own.chain(packs.keys().map(|pack| ObjectName::Pack(*pack))).collect(),
     };
     let covered: HashSet<_> = base.indexes.iter().map(|index| index.id).collect();
     target
@@ -271,10 +415,15 @@ async fn replace_index(
 }
 
 /// Stores the root of a new incarnation: in place of a damaged one, or where none is.
-async fn install(target: &Target, root: &Root) -> VaultResult<()> {
+async fn install(target: &Target, root: Root) -> VaultResult<()> {
     let store = &target.context.store;
     let mut rng = target.context.entropy.fork();
-    let sealed = Bytes::from(target.sealer.seal(&ObjectKey::Root, root, &mut rng));
+    let sealed = Bytes::from(target.sealer.seal(&ObjectKey::Root, &root, &mut rng));
+    // First the copy: whoever read the lost root of this epoch finds another copy there, and stops.
+    match target.keep_copy(root.epoch, sealed.clone()).await {
+        Err(VaultError::Fenced(_)) => return Err(changed_meanwhile()),
+        other => other?,
+    }
     let stored = match store.get(&ObjectKey::Root, MAX_ROOT_BYTES).await {
         Ok(damaged) => store.put_if_match(&ObjectKey::Root, sealed, &damaged.etag).await,
         Err(error) if error.kind == StoreErrorKind::NotFound => {
@@ -284,12 +433,16 @@ async fn install(target: &Target, root: &Root) -> VaultResult<()> {
     };
     match stored {
         Ok(_) => Ok(()),
-        Err(error) if error.kind == StoreErrorKind::Conflict => Err(VaultError::Invalid(
-            "somebody else wrote the root while it was being rebuilt; look with `strongroom ls` before trying again"
-                .to_owned(),
-        )),
+        Err(error) if error.kind == StoreErrorKind::Conflict => Err(changed_meanwhile()),
         Err(error) => Err(error.into()),
     }
+}
+
+fn changed_meanwhile() -> VaultError {
+    VaultError::Invalid(
+        "somebody else wrote the root while it was being rebuilt; look with `strongroom ls` before trying again"
+            .to_owned(),
+    )
 }
 
 /// Finds chunks through the index objects of the root.

@@ -193,6 +193,12 @@ impl Target {
         self.sealer.target()
     }
 
+    /// The same target with another store, clock or randomness.
+    #[must_use]
+    pub fn with_context(&self, context: Context) -> Self {
+        Self { context, ..self.clone() }
+    }
+
     /// The wraps of the keyring.
     pub fn wraps(&self) -> &[Wrap] {
         self.keyring.wraps()

@@ -21,6 +21,7 @@ use strongroom_format::segment::{ChunkRef, Extent, Segment};
 
 use crate::error::{VaultError, VaultResult};
 use crate::progress::Progress;
+use crate::relocate::Relocator;
 use crate::restore::check_cover;
 use crate::target::Target;
 
@@ -75,6 +76,7 @@ pub async fn verify(
     let mut verifier = Verifier {
         target,
         report: VerifyReport { with_restore_key: target.restore().is_ok(), objects: 2, ..Default::default() },
+        relocator: Relocator::load(target, &head.root).await?,
         packs: BTreeMap::new(),
         affected: HashSet::new(),
     };
@@ -97,6 +99,7 @@ pub async fn verify(
 
 struct Verifier<'a> {
     target: &'a Target,
+    relocator: Relocator,
     report: VerifyReport,
     /// The packs that backups name: how long they must at least be, and, once listed, are; and who needs them.
     packs: BTreeMap<PackId, Needed>,
@@ -153,6 +156,10 @@ impl Verifier<'_> {
         let names = self.target.dead_names(root).await;
         self.report.objects += root.dead.len() as u64;
         self.note(names)?;
+        for result in self.target.check_nodes(root).await {
+            self.report.objects += 1;
+            self.note(result)?;
+        }
         for index in &root.indexes {
             self.report.objects += 1;
             let key = ObjectKey::Index(index.id);
@@ -198,7 +205,7 @@ impl Verifier<'_> {
         let mut opened = Vec::new();
         for (id, users) in by_segment {
             self.report.objects += 1;
-            let segment = self.target.segment(id).await;
+            let segment = self.relocator.segment(id).await;
             let Some(segment) = self.note(segment)? else {
                 self.affected.extend(users);
                 continue;
@@ -348,7 +355,7 @@ impl Verifier<'_> {
             packs.iter().map(|(pack, _)| (*pack, BTreeMap::new())).collect();
         if let Ok(restore) = self.target.restore() {
             for id in segments {
-                let segment = self.target.segment(*id).await?;
+                let segment = self.relocator.segment(*id).await?;
                 if !segment.packs().iter().any(|pack| wanted.contains_key(pack)) {
                     continue;
                 }

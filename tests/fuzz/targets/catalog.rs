@@ -1,19 +1,22 @@
 //! Catalogs of any content through every decision that is made on them.
 #![no_main]
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use libfuzzer_sys::arbitrary::{self, Arbitrary};
 use libfuzzer_sys::fuzz_target;
 use strongroom_catalog::collect::{
-    Marked, Stored, doom, expired_trash, forget, plan_condemn, plan_index_merge, ripe_batches,
+    Kept, State, Stored, doom, expired_trash, forget, plan_condemn, plan_index_merge, ripe_batches,
 };
 use strongroom_catalog::commit::{self, CommitVerdict};
 use strongroom_catalog::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use strongroom_catalog::find::find;
-use strongroom_catalog::invariants::{check_reachable, check_step};
+use strongroom_catalog::invariants::{check_step, check_unneeded};
+use strongroom_catalog::moved::Moved;
 use strongroom_catalog::retention::{self, Policy};
+use strongroom_catalog::rewrite::{RewritePolicy, plan_rewrite};
 use strongroom_catalog::root::{BackupEntry, IndexRef, Root, Volume};
+use strongroom_catalog::usage::Usage;
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_format::ids::{
     BackupId, Epoch, Incarnation, IndexId, NodeId, PackId, SegmentId, SessionId, TargetId, TimestampMs,
@@ -128,8 +131,11 @@ fn root(input: &Input) -> Root {
                 names: dead.at,
                 bytes: dead.at,
                 pardoned: names(&dead.pardoned),
+                rewritten: dead.node % 2 == 1,
             })
             .collect(),
+        moved: None,
+        usage: None,
     }
 }
 
@@ -189,16 +195,21 @@ fuzz_target!(|input: Input| {
     forget(&mut purged, &before.dead.iter().map(|batch| batch.node).collect());
     let _ = check_step(&before, &purged);
 
-    let marked = Marked { reachable: input.reachable.iter().map(name).collect(), ..Marked::default() };
-    let _ = check_reachable(&dead, marked.reachable.iter().copied());
+    let kept = Kept { reachable: input.reachable.iter().map(name).collect(), ..Kept::default() };
+    let mut usage = Usage::default();
+    let _ = usage.add_backup(&manifest);
+    let _ = usage.remove_backup(&manifest);
+    let moved = Moved::default().effective(&before);
+    let state = State { root: &before, dead: &dead, moved: &moved, usage: &usage };
+    let _ = check_unneeded(&state, kept.reachable.iter().copied());
     let stored = input.stored.iter().map(|(object, size_bytes, modified)| Stored {
         name: name(object),
         size_bytes: *size_bytes,
         modified: TimestampMs(*modified),
     });
-    let released: HashSet<ObjectName> = before.released.iter().copied().collect();
-    let plan = plan_condemn(&before, &dead, &marked, stored, &released, now, input.grace_ms);
-    assert!(plan.objects.iter().all(|object| !marked.reachable.contains(&object.name)));
+    let plan = plan_condemn(&state, &kept, stored, now, input.grace_ms);
+    assert!(plan.objects.iter().all(|object| !kept.reachable.contains(&object.name)));
+    let _ = plan_rewrite(&usage, &dead, &moved, &Default::default(), &RewritePolicy::default());
     let _ = plan_index_merge(&before);
 
     let [keep_last, keep_hourly, keep_daily, keep_weekly, keep_monthly, keep_yearly] =

@@ -141,6 +141,7 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
         names: 1,
         bytes: 10,
         pardoned: vec![ObjectName::Segment(SEGMENT)],
+rewritten: false,
     });
     let index = IndexBody::new([&pack.directory]);
     let open = InboxOpen {

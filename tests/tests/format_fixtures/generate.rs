@@ -236,6 +236,7 @@ impl Generator {
                 names: names.len() as u64,
                 bytes: 123_456,
                 pardoned: if stage == Stage::Condemned { names[1..3].to_vec() } else { Vec::new() },
+                rewritten: false,
             });
             let key = ObjectKey::Node(node);
             let bytes = self.sealer.seal(&key, &DeadNames { names }, &mut self.rng);

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::dead::DeadSet;
+use strongroom_catalog::moved::Moved;
 use strongroom_catalog::root::Root;
 use strongroom_format::chunker::{Chunker, ChunkerParams};
 use strongroom_format::ids::{BackupId, Epoch, PackId, SessionId, TimestampMs};
@@ -152,6 +153,7 @@ struct Session {
     parent: Option<Manifest>,
     chunker_params: ChunkerParams,
     chunker: Chunker,
+    moved: Arc<Moved>,
     progress: Arc<Progress>,
     source_name: String,
 }
@@ -177,12 +179,13 @@ impl Session {
         let head = target.head().await?;
         let root = head.root;
         let dead = target.dead_set(&root).await?;
+        let moved = target.moved(&root).await?;
         let tag = target.sealer.volume_tag(&options.volume);
         let parent_entry = root.latest(&options.volume).filter(|_| !options.ignore_parent);
         let (leftovers, parent, index) = tokio::try_join!(
             session::leftovers(target, tag, &root, &dead),
             read_parent(target, parent_entry.map(|entry| entry.id), chunker_params),
-            open_index(target, &root, &dead, options),
+            open_index(target, &root, &dead, &moved, options),
         )?;
         for directory in &leftovers.packs {
             index.insert_session_pack(directory);
@@ -203,6 +206,7 @@ impl Session {
             parent,
             chunker_params,
             chunker,
+            moved: Arc::new(moved),
             progress: Arc::clone(progress),
             source_name: source.name().display().to_string(),
         })
@@ -247,6 +251,7 @@ impl Session {
             zstd_level: self.target.settings.zstd_level,
             parent: self.parent.clone().map(|manifest| Parent::new(self.target.clone(), manifest, runtime)),
             index: Arc::clone(&self.index),
+            moved: Arc::clone(&self.moved),
             packer: Packer::new(
                 self.target.settings.pack_bytes,
                 &self.info.host,
@@ -446,6 +451,7 @@ async fn open_index(
     target: &Target,
     root: &Root,
     dead: &DeadSet,
+    moved: &Moved,
     options: &BackupOptions,
 ) -> VaultResult<DedupIndex> {
     let cache_dir = options.cache_dir.as_ref().map(|dir| dir.join(target.id().to_string()));
@@ -474,7 +480,7 @@ async fn open_index(
             Ok(())
         })
         .await?;
-    index.exclude_packs(dead.packs().collect::<HashSet<_>>());
+    index.exclude_packs(dead.packs().chain(moved.packs.keys().copied()).collect::<HashSet<_>>());
     index.only_writer((!target.settings.dedup_across_hosts).then(|| options.host.clone()));
     Ok(index)
 }

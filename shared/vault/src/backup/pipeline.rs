@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use strongroom_catalog::moved::Moved;
 use strongroom_format::chunker::Chunker;
-use strongroom_format::frame::FrameSealer;
+use strongroom_format::frame::{FrameSealer, PlaintextHash};
 use strongroom_format::ids::ChunkId;
 use strongroom_format::manifest::RegionSource;
 use strongroom_format::segment::{ChunkRef, Extent};
@@ -17,7 +18,7 @@ use strongroom_format::segment::{ChunkRef, Extent};
 use super::lister::{Lister, PendingExtent, PendingList, stopped};
 use super::packer::{Claim, Packer};
 use super::parent::Parent;
-use super::region::{Cut, Outcome, cut};
+use super::region::{Cut, Outcome, PlaintextHashed, cut};
 use super::source::{RegionRead, Source};
 use crate::dedup::{DedupIndex, Location};
 use crate::error::{VaultError, VaultResult};
@@ -40,6 +41,8 @@ pub struct Work {
     pub parent: Option<Parent>,
     /// What the target has.
     pub index: Arc<DedupIndex>,
+    /// Rewritten packs: new lists must not name them, what the parent has in them is looked up anew.
+    pub moved: Arc<Moved>,
     /// Collects frames.
     pub packer: Packer,
     /// Counters.
@@ -193,11 +196,13 @@ fn work_region(
         Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer, frame)?),
         Outcome::Unchanged => {
             let extents = hints.unwrap_or_default();
-            count_unchanged(&work.progress, extents);
             match parent.as_ref().map(|(source, _)| *source).filter(|source| inherit(*source)) {
-                Some(source) => Done::Source(region, source),
+                Some(source) => {
+                    count_unchanged(&work.progress, extents);
+                    Done::Source(region, source)
+                }
                 // Its segment is to be left: the same list goes into a new one, with keys made from the bytes read.
-                None => Done::List(region, relist(extents, bytes, sealer)),
+                None => Done::List(region, store(work, bytes, known(extents, bytes), sealer, frame)?),
             }
         }
     })
@@ -212,17 +217,18 @@ fn count_unchanged(progress: &Progress, extents: &[Extent]) {
     }
 }
 
-fn relist(extents: &[Extent], bytes: &[u8], sealer: &FrameSealer) -> PendingList {
+/// The list of an unchanged region as cuts.
+fn known(extents: &[Extent], bytes: &[u8]) -> Vec<Cut> {
     let mut at = 0;
-    let mut keys = Vec::new();
-    for extent in extents {
-        let end = at + extent.len() as usize;
-        if matches!(extent, Extent::Chunk(_)) {
-            keys.push(sealer.chunk_key(&strongroom_format::frame::PlaintextHash::of(&bytes[at..end])));
+    let cuts = extents.iter().map(|extent| {
+        let start = at;
+        at += extent.len() as usize;
+        match extent {
+            Extent::Zeros(len) => Cut::Zeros(*len),
+            Extent::Chunk(chunk) => Cut::Known(*chunk, PlaintextHashed(PlaintextHash::of(&bytes[start..at]))),
         }
-        at = end;
-    }
-    PendingList { extents: extents.iter().copied().map(PendingExtent::Placed).collect(), keys }
+    });
+    cuts.collect()
 }
 
 /// Stores the chunks of a changed region that the target does not have.
@@ -235,7 +241,16 @@ fn store(
 ) -> VaultResult<PendingList> {
     let progress = &work.progress;
     let mut list = PendingList { extents: Vec::with_capacity(cuts.len()), keys: Vec::new() };
+    let mut at = 0;
     for cut in cuts {
+        let start = at;
+        at += cut.len() as usize;
+        let cut = match cut {
+            Cut::Known(chunk, hash) if work.moved.has(&chunk.pack) => {
+                Cut::Fresh { id: chunk.id, start, len: chunk.len, hash }
+            }
+            cut => cut,
+        };
         let (extent, hash, len) = match cut {
             Cut::Zeros(len) => {
                 list.extents.push(PendingExtent::Placed(Extent::Zeros(len)));

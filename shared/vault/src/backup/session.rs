@@ -1,7 +1,7 @@
 //! Sessions: what an interrupted backup leaves behind, and taking it up again.
 //!
-//! Invariant: a pack of an earlier session is only used again if the root that this session is based on does not hold
-//! it dead, and it is still there.
+//! Invariant: a pack of an earlier session is only used again if that session's own opening says that it was based on an
+//! epoch the root still vouches for, and the root does not hold the pack dead: then it can't have been deleted.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -51,32 +51,36 @@ pub async fn leftovers(
 ) -> VaultResult<Leftovers> {
     let keys = list_inbox(target, KeyPrefix::InboxOfVolume(tag)).await?;
     let mut found = Leftovers::default();
-    let mut surely_there = true;
+    let mut vouched = Vec::new();
     for key in &keys {
-        match key {
-            ObjectKey::Inbox(session, InboxEntry::Open) => {
-                found.sessions.push(*session);
-                surely_there &= opened_on_vouched_epoch(target, key, root).await;
+        if let ObjectKey::Inbox(session, InboxEntry::Open) = key {
+            found.sessions.push(*session);
+            if opened_on_vouched_epoch(target, key, root).await {
+                vouched.push(*session);
             }
-            ObjectKey::Inbox(_, InboxEntry::Record(_)) => match read_record(target, key).await {
+        }
+    }
+    for key in &keys {
+        // A record alone proves nothing: it may have been written late, by a host that was frozen while its packs were
+        // deleted and forgotten.
+        if let ObjectKey::Inbox(session, InboxEntry::Record(_)) = key
+            && vouched.contains(session)
+        {
+            match read_record(target, key).await {
                 Ok(packs) => found.packs.extend(packs),
                 Err(error) if error.is_not_found() => {}
                 Err(error) => warn!(%error, "record of an earlier session can't be used"),
-            },
-            _ => {}
+            }
         }
     }
     let known: HashSet<PackId> = found.packs.iter().map(|directory| directory.pack).collect();
-    let unrecorded: Vec<Vec<PackDirectory>> = stream::iter(found.sessions.clone())
+    let unrecorded: Vec<Vec<PackDirectory>> = stream::iter(vouched)
         .map(async |session| unrecorded_packs(target, session, &known).await)
-        .buffer_unordered(RESUME_CONCURRENCY)
+        .buffered(RESUME_CONCURRENCY)
         .try_collect()
         .await?;
     found.packs.extend(unrecorded.into_iter().flatten());
     found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
-    if !surely_there {
-        found.packs = only_existing(target, found.packs).await;
-    }
     if !found.packs.is_empty() {
         info!(packs = found.packs.len(), "taking up what an interrupted backup has uploaded");
     }
@@ -135,18 +139,6 @@ async fn stored_len(target: &Target, pack: PackId) -> VaultResult<Option<u64>> {
     let before = &key[..key.len() - 1];
     let page = target.context.store.list(KeyPrefix::PackShard(pack.as_bytes()[0]), Some(before)).await?;
     Ok(page.objects.iter().find(|row| row.key == key).map(|row| row.size_bytes))
-}
-
-async fn only_existing(target: &Target, packs: Vec<PackDirectory>) -> Vec<PackDirectory> {
-    stream::iter(packs)
-        .map(async |directory| {
-            let key = ObjectKey::Pack(directory.pack);
-            target.context.store.get_range(&key, 0..1).await.is_ok().then_some(directory)
-        })
-        .buffer_unordered(RESUME_CONCURRENCY)
-        .filter_map(async |found| found)
-        .collect()
-        .await
 }
 
 async fn list_inbox(target: &Target, prefix: KeyPrefix) -> VaultResult<Vec<ObjectKey>> {

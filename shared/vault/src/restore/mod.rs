@@ -32,6 +32,7 @@ use crate::error::{VaultError, VaultResult};
 use crate::head::Head;
 use crate::progress::Progress;
 use crate::rebuild::ChunkFinder;
+use crate::relocate::Relocator;
 use crate::target::Target;
 use plan::{PackRead, ReadPlanner, Wanted};
 
@@ -72,6 +73,7 @@ struct Restore<'a> {
     namer: ChunkNamer,
     fetches: usize,
     progress: &'a Arc<Progress>,
+    relocator: Relocator,
     elsewhere: OnceCell<ChunkFinder>,
 }
 
@@ -152,10 +154,11 @@ impl<'a> Restore<'a> {
             deregister(target, registration).await;
             return Err(VaultError::Damaged(format!("backup {backup} was removed from the catalog")));
         }
+        let relocator = Relocator::load(target, &root).await?;
         progress.total_bytes.store(range.end - range.start, Relaxed);
         let fetches = options.fetches.max(1);
         Ok((
-            Self { target, manifest, range, namer, fetches, progress, elsewhere: OnceCell::new() },
+            Self { target, manifest, range, namer, fetches, progress, relocator, elsewhere: OnceCell::new() },
             registration,
         ))
     }
@@ -180,7 +183,7 @@ impl<'a> Restore<'a> {
 
     /// Writes a range of the volume to a sink, whose offset 0 is the start of the restored range.
     async fn fill(&self, sink: &Arc<Sink>, range: Range<u64>) -> VaultResult<()> {
-        let mut segments = SegmentReader::new(self.target, &self.manifest)?;
+        let mut segments = SegmentReader::new(self.target, &self.manifest, &self.relocator)?;
         let mut planner = ReadPlanner::default();
         let first = range.start / REGION_BYTES;
         let skip = usize::try_from(first).map_err(|_| VaultError::Invalid("too large".to_owned()))?;

@@ -13,6 +13,7 @@ use strongroom_format::segment::{ChunkKeys, Extent, Segment};
 use strongroom_format::{FormatError, Problem};
 
 use crate::error::VaultResult;
+use crate::relocate::Relocator;
 use crate::target::Target;
 
 /// Segments held in memory, each about 4 MiB with its keys.
@@ -24,6 +25,7 @@ pub struct SegmentReader<'a> {
     target: &'a Target,
     manifest: &'a Manifest,
     restore: &'a RestoreSecrets,
+    relocator: &'a Relocator,
     cache: VecDeque<(u32, Arc<(Segment, ChunkKeys)>)>,
 }
 
@@ -32,8 +34,8 @@ impl<'a> SegmentReader<'a> {
     ///
     /// # Errors
     /// `WrongKey` without the restore key.
-    pub fn new(target: &'a Target, manifest: &'a Manifest) -> VaultResult<Self> {
-        Ok(Self { target, manifest, restore: target.restore()?, cache: VecDeque::new() })
+    pub fn new(target: &'a Target, manifest: &'a Manifest, relocator: &'a Relocator) -> VaultResult<Self> {
+        Ok(Self { target, manifest, restore: target.restore()?, relocator, cache: VecDeque::new() })
     }
 
     /// The list of a region of `region_len` bytes, with the key of each chunk.
@@ -73,7 +75,7 @@ impl<'a> SegmentReader<'a> {
             Problem::Malformed(format!("has no segment {number}"))
                 .of(ObjectKey::Manifest(self.manifest.backup))
         })?;
-        let segment = self.target.segment(id).await?;
+        let segment = self.relocator.segment(id).await?;
         let target: TargetId = self.target.id();
         let keys = segment.open_keys(&target, self.restore)?;
         let opened = Arc::new((segment, keys));

@@ -1,0 +1,155 @@
+//! Steps 8 and 9: dooming what was condemned long enough ago, deleting it, forgetting it.
+//!
+//! Invariant: only what a root has doomed is deleted, and a copy of that root was stored first; nothing is forgotten
+//! while an index object of the root names it.
+
+use std::collections::{BTreeSet, HashSet};
+
+use strongroom_catalog::collect::{doom, forget, ripe_batches};
+use strongroom_catalog::dead::{Batch, ObjectName, Stage};
+use strongroom_format::ids::{IndexId, PackId};
+use strongroom_format::layout::{NodeKey, ObjectKey};
+use strongroom_format::pack::PackDirectory;
+use tracing::info;
+
+use super::indexes::{Replacement, read_index, write_indexes};
+use super::state::Known;
+use super::{CollectOptions, CollectReport, DELETE_BATCH};
+use crate::error::VaultResult;
+use crate::head::{Step, lists_batch};
+use crate::target::Target;
+
+/// Step 8: from here on they never come back.
+pub(super) async fn doom_ripe(target: &Target, options: &CollectOptions) -> VaultResult<()> {
+    target
+        .swap(async |head| {
+            let ripe = ripe_batches(&head.root, target.context.clock.now(), options.grace_ms);
+            if ripe.is_empty() {
+                return Ok(Step::Keep(()));
+            }
+            let mut next = head.successor(target);
+            doom(&mut next, &ripe);
+            Ok(Step::Replace(Box::new(next), ()))
+        })
+        .await
+}
+
+/// Step 9: deletes what is doomed, then forgets it.
+pub(super) async fn delete_doomed(target: &Target, report: &mut CollectReport) -> VaultResult<()> {
+    let head = target.head().await?;
+    let doomed: Vec<&Batch> = head.root.dead.iter().filter(|batch| batch.stage == Stage::Doomed).collect();
+    if doomed.is_empty() {
+        return Ok(());
+    }
+    // Should the root be lost while names are being deleted, its copy still tells which.
+    target.keep_copy(head.root.epoch, head.bytes().clone()).await?;
+    let names = target.dead_names(&head.root).await?;
+    let mut doomed_names = HashSet::new();
+    let mut nodes = HashSet::new();
+    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| batch.stage == Stage::Doomed)
+    {
+        let going: Vec<ObjectName> =
+            names.names.iter().filter(|name| batch.pardoned.binary_search(name).is_err()).copied().collect();
+        for slice in going.chunks(DELETE_BATCH) {
+            let keys: Vec<ObjectKey> = slice.iter().map(ObjectName::key).collect();
+            target.context.store.delete(&keys).await?;
+        }
+        report.deleted_objects += going.len() as u64;
+        report.deleted_bytes += batch.bytes;
+        info!(objects = going.len(), bytes = batch.bytes, "doomed objects deleted");
+        nodes.insert(batch.node);
+        doomed_names.extend(going);
+    }
+    forget_deleted(target, &nodes, &doomed_names).await
+}
+
+/// Step 9, second half: takes the deleted packs out of the index and the count, and the batches out of the root, in
+/// one swap.
+async fn forget_deleted(
+    target: &Target,
+    nodes: &HashSet<NodeKey>,
+    doomed: &HashSet<ObjectName>,
+) -> VaultResult<()> {
+    let mut known = Known::load(target).await?;
+    let doomed_packs: BTreeSet<PackId> = doomed
+        .iter()
+        .filter_map(|name| match name {
+            ObjectName::Pack(pack) => Some(*pack),
+            _ => None,
+        })
+        .collect();
+    let (outdated, kept) = outdated_indexes(target, &known, &doomed_packs).await?;
+    let base = known.head.root.clone();
+    for name in doomed {
+        match name {
+            // As long as a segment names a rewritten pack, the count says so.
+            ObjectName::Pack(pack) if !known.moved.has(pack) => {
+                known.usage.forget_pack(pack);
+            }
+            ObjectName::Segment(segment) => {
+                known.usage.segments.remove(segment);
+            }
+            _ => {}
+        }
+    }
+    let usage = match base.usage {
+        Some(_) => Some(target.put_usage(base.epoch, &known.usage).await?),
+        None => None,
+    };
+    let replacement =
+        Replacement { base: base.clone(), outdated, written: write_indexes(target, &kept).await? };
+    target
+        .swap(async |head| {
+            let listed = |node: &NodeKey| lists_batch(&head.root, *node);
+            if !nodes.iter().any(listed) || !known.still_holds(&head.root) {
+                return Ok(Step::Keep(()));
+            }
+            // Index objects that came in since were checked against the doomed names when they did.
+            let mut next = head.successor(target);
+            let packs = kept.iter().map(|directory| directory.pack);
+            if !replacement.apply(target, head, &mut next, packs).await? {
+                // Another collector changed the index meanwhile: the next run forgets.
+                return Ok(Step::Keep(()));
+            }
+            next.usage = usage;
+            let taken_back =
+                head.root.dead.iter().any(|batch| {
+                    nodes.contains(&batch.node) && batch.rewritten && !batch.pardoned.is_empty()
+                });
+            if taken_back {
+                // The batch that says which rewritten packs were taken back goes now.
+                next.moved = Some(target.put_node(head.root.epoch, &target.moved(&head.root).await?).await?);
+            }
+            forget(&mut next, nodes);
+            Ok(Step::Replace(Box::new(next), ()))
+        })
+        .await
+}
+
+/// The index objects that describe doomed packs, and the directories in them that stay.
+async fn outdated_indexes(
+    target: &Target,
+    known: &Known,
+    doomed: &BTreeSet<PackId>,
+) -> VaultResult<(Vec<IndexId>, Vec<PackDirectory>)> {
+    let (mut outdated, mut kept) = (Vec::new(), Vec::new());
+    if doomed.is_empty() {
+        return Ok((outdated, kept));
+    }
+    let listed: BTreeSet<IndexId> = known.head.root.indexes.iter().map(|index| index.id).collect();
+    let described = known.usage.indexes_of(doomed);
+    // Those that the count has not read may describe anything.
+    let candidates =
+        described.into_iter().filter(|id| listed.contains(id)).chain(known.usage.unread_indexes(&listed));
+    for index in candidates {
+        let Some(directories) = read_index(target, index).await? else {
+            outdated.push(index);
+            continue;
+        };
+        if directories.iter().any(|directory| doomed.contains(&directory.pack)) {
+            outdated.push(index);
+            kept.extend(directories.into_iter().filter(|directory| !doomed.contains(&directory.pack)));
+        }
+    }
+    Ok((outdated, kept))
+}

@@ -1,0 +1,199 @@
+//! What collection knows of a target: the root with its nodes read in.
+//!
+//! Invariant: a count that can't be read is made anew, never trusted in part. What was rewritten can't be made anew:
+//! if that node can't be read, nothing goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use strongroom_catalog::collect::State;
+use strongroom_catalog::dead::{DeadSet, MAX_NODE_BYTES};
+use strongroom_catalog::frames::{FrameGroup, FrameGroupNode};
+use strongroom_catalog::moved::Moved;
+use strongroom_catalog::root::Root;
+use strongroom_catalog::usage::{GroupRef, Usage};
+use strongroom_catalog::usage_nodes::{UsageNode, UsagePart};
+use strongroom_format::Problem;
+use strongroom_format::ids::Epoch;
+use strongroom_format::layout::{NodeKey, ObjectKey};
+use strongroom_format::seal::SealedBody;
+use tracing::warn;
+
+use crate::error::{VaultError, VaultResult};
+use crate::head::Head;
+use crate::target::Target;
+
+/// A root and what its nodes say.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub head: Head,
+    pub dead: DeadSet,
+    pub moved: Moved,
+    pub usage: Usage,
+    /// The nodes with the packs of `usage`, as the root has it.
+    pub parts: Vec<NodeKey>,
+}
+
+impl Known {
+    /// Reads the root and its nodes.
+    pub async fn load(target: &Target) -> VaultResult<Self> {
+        let head = target.head().await?;
+        let dead = target.dead_set(&head.root).await?;
+        let moved = target.moved(&head.root).await?;
+        let (usage, parts) = target.usage(&head.root).await?;
+        Ok(Self { head, dead, moved, usage, parts })
+    }
+
+    pub const fn state(&self) -> State<'_> {
+        State { root: &self.head.root, dead: &self.dead, moved: &self.moved, usage: &self.usage }
+    }
+
+    /// Says whether another root still has the count and the rewritten packs that this was read with.
+    pub fn still_holds(&self, root: &Root) -> bool {
+        let base = &self.head.root;
+        root.incarnation == base.incarnation && root.usage == base.usage && root.moved == base.moved
+    }
+
+    /// Says whether all references of counted backups are in.
+    pub fn is_counted(&self) -> bool {
+        self.head.root.usage.is_some() && self.usage.pending_segments(1).is_empty()
+    }
+}
+
+impl Target {
+    /// Reads what became of rewritten packs, as far as it counts on this root.
+    ///
+    /// # Errors
+    /// `Store`; `Format`.
+    pub async fn moved(&self, root: &Root) -> VaultResult<Moved> {
+        match root.moved {
+            Some(node) => Ok(self.node::<Moved>(node).await?.effective(root)),
+            None => Ok(Moved::default()),
+        }
+    }
+
+    /// Reads the count of a root, with the nodes of its packs; an empty one where it is lost.
+    pub(super) async fn usage(&self, root: &Root) -> VaultResult<(Usage, Vec<NodeKey>)> {
+        let Some(node) = root.usage else { return Ok(Default::default()) };
+        match self.read_usage(node).await {
+            Ok(read) => Ok(read),
+            Err(error @ VaultError::Store(_)) if !error.is_not_found() => Err(error),
+            Err(error) => {
+                warn!(%error, "the count of what is used can't be read; everything is counted again");
+                Ok(Default::default())
+            }
+        }
+    }
+
+    async fn read_usage(&self, key: NodeKey) -> VaultResult<(Usage, Vec<NodeKey>)> {
+        let node: UsageNode = self.node(key).await?;
+        let malformed = |problem: Problem| problem.of(ObjectKey::Node(key));
+        let mut usage = node.to_usage().map_err(malformed)?;
+        for part in &node.parts {
+            self.node::<UsagePart>(*part).await?.add_to(&mut usage).map_err(malformed)?;
+        }
+        Ok((usage, node.parts))
+    }
+
+    /// Stores a count for the root that follows `base`.
+    pub(super) async fn put_usage(&self, base: Epoch, usage: &Usage) -> VaultResult<NodeKey> {
+        let mut parts = Vec::new();
+        for part in UsagePart::split(usage) {
+            parts.push(self.put_node(base, &part).await?);
+        }
+        self.put_node(base, &UsageNode::new(usage, parts)).await
+    }
+
+    /// The nodes a root leads to.
+    pub(super) async fn nodes_of(&self, root: &Root) -> VaultResult<BTreeSet<NodeKey>> {
+        let mut nodes: BTreeSet<NodeKey> = root.dead.iter().map(|batch| batch.node).collect();
+        nodes.extend(root.moved);
+        if let Some(usage) = root.usage {
+            nodes.insert(usage);
+            if let Ok(node) = self.node::<UsageNode>(usage).await {
+                nodes.extend(node.nodes());
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// Reads every node of the count and of rewritten packs: what became of each.
+    pub(crate) async fn check_nodes(&self, root: &Root) -> Vec<VaultResult<()>> {
+        let mut results = Vec::new();
+        if let Some(moved) = root.moved {
+            results.push(self.node::<Moved>(moved).await.map(drop));
+        }
+        let Some(usage) = root.usage else { return results };
+        let top = self.node::<UsageNode>(usage).await;
+        if let Ok(top) = &top {
+            let parts: BTreeSet<NodeKey> = top.parts.iter().copied().collect();
+            for node in top.nodes() {
+                results.push(if parts.contains(&node) {
+                    self.node::<UsagePart>(node).await.map(drop)
+                } else {
+                    self.node::<FrameGroupNode>(node).await.map(drop)
+                });
+            }
+        }
+        results.push(top.map(drop));
+        results
+    }
+
+    /// Reads a node.
+    pub(crate) async fn node<T: SealedBody>(&self, node: NodeKey) -> VaultResult<T> {
+        let key = ObjectKey::Node(node);
+        let object = self.context.store.get(&key, MAX_NODE_BYTES).await?;
+        Ok(self.sealer.open(&key, &object.bytes)?)
+    }
+}
+
+/// The groups of a count that were read, and which of them changed.
+#[derive(Debug, Default)]
+pub(super) struct Groups {
+    read: BTreeMap<u32, FrameGroup>,
+}
+
+impl Groups {
+    /// A group, read from the store at first.
+    pub async fn get(&mut self, target: &Target, usage: &Usage, number: u32) -> VaultResult<&mut FrameGroup> {
+        if !self.read.contains_key(&number) {
+            let group = match usage.groups.get(number as usize).copied().flatten() {
+                Some(group) => read_group(target, group).await?,
+                None => FrameGroup::default(),
+            };
+            self.read.insert(number, group);
+        }
+        self.read
+            .get_mut(&number)
+            .ok_or_else(|| VaultError::Internal("a group that was just read".to_owned()))
+    }
+
+    /// Writes all that were read, for the root that follows `base`.
+    pub async fn write(self, target: &Target, base: Epoch, usage: &mut Usage) -> VaultResult<()> {
+        for (number, group) in self.read {
+            let written = if group.is_empty() {
+                None
+            } else {
+                Some(GroupRef {
+                    node: target.put_node(base, &group.to_node()).await?,
+                    frames: u32::try_from(group.len()).unwrap_or(u32::MAX),
+                    references: group.references(),
+                })
+            };
+            if let Some(slot) = usage.groups.get_mut(number as usize) {
+                *slot = written;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn read_group(target: &Target, stored: GroupRef) -> VaultResult<FrameGroup> {
+    let node: FrameGroupNode = target.node(stored.node).await?;
+    let key = ObjectKey::Node(stored.node);
+    let group = FrameGroup::from_node(&node).map_err(|problem| problem.of(key))?;
+    if group.references() == stored.references {
+        return Ok(group);
+    }
+    let reason = format!("has {} references where {} were counted", group.references(), stored.references);
+    Err(Problem::Malformed(reason).of(key).into())
+}
