@@ -167,7 +167,7 @@ impl Work<'_> {
             && let Some(manifest) = added.try_next().await?
         {
             let manifest: Manifest = manifest;
-            let unknown = |id: &SegmentId| !usage.segments.get(id).is_some_and(|segment| segment.uses > 0);
+            let unknown = |id: &SegmentId| usage.segments.get(id).is_none_or(|segment| segment.uses == 0);
             let ids: Vec<SegmentId> =
                 manifest.segments.iter().map(|segment| segment.id).filter(unknown).collect();
             fresh += ids.len();

@@ -3,6 +3,7 @@
 //! Invariant: a count that can't be read is made anew, never trusted in part. What was rewritten can't be made anew:
 //! if that node can't be read, nothing goes on.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use strongroom_catalog::collect::State;
@@ -155,16 +156,16 @@ pub(super) struct Groups {
 impl Groups {
     /// A group, read from the store at first.
     pub async fn get(&mut self, target: &Target, usage: &Usage, number: u32) -> VaultResult<&mut FrameGroup> {
-        if !self.read.contains_key(&number) {
-            let group = match usage.groups.get(number as usize).copied().flatten() {
-                Some(group) => read_group(target, group).await?,
-                None => FrameGroup::default(),
-            };
-            self.read.insert(number, group);
+        match self.read.entry(number) {
+            Entry::Occupied(read) => Ok(read.into_mut()),
+            Entry::Vacant(place) => {
+                let group = match usage.groups.get(number as usize).copied().flatten() {
+                    Some(group) => read_group(target, group).await?,
+                    None => FrameGroup::default(),
+                };
+                Ok(place.insert(group))
+            }
         }
-        self.read
-            .get_mut(&number)
-            .ok_or_else(|| VaultError::Internal("a group that was just read".to_owned()))
     }
 
     /// Writes all that were read, for the root that follows `base`.
