@@ -10,6 +10,7 @@ pub mod find;
 pub mod invariants;
 pub mod retention;
 pub mod root;
+pub mod rules;
 
 #[cfg(test)]
 mod tests;

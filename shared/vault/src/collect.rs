@@ -14,6 +14,7 @@ use strongroom_catalog::commit::{NewNames, admit, pardon};
 use strongroom_catalog::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use strongroom_catalog::invariants::check_reachable;
 use strongroom_catalog::root::{IndexRef, Root};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{BackupId, IndexId, PackId, SessionId};
 use strongroom_format::index::{
     INDEX_TARGET_CHUNKS, InboxRecord, IndexBody, MAX_INDEX_BYTES, ReaderRegistration, directories_of,
@@ -145,7 +146,8 @@ async fn doom_ripe(target: &Target, options: &CollectOptions) -> VaultResult<()>
 /// Step 9: deletes what is doomed, then forgets it.
 async fn delete_doomed(target: &Target, report: &mut CollectReport) -> VaultResult<()> {
     let head = target.head().await?;
-    let doomed: Vec<&Batch> = head.root.dead.iter().filter(|batch| batch.stage == Stage::Doomed).collect();
+    let goes = |batch: &Batch| batch.stage == Stage::Doomed || !rules::holds(Rule::DoomedBeforeDeleted);
+    let doomed: Vec<&Batch> = head.root.dead.iter().filter(|batch| goes(batch)).collect();
     if doomed.is_empty() {
         return Ok(());
     }
@@ -154,8 +156,7 @@ async fn delete_doomed(target: &Target, report: &mut CollectReport) -> VaultResu
     let names = target.dead_names(&head.root).await?;
     let mut doomed_names = HashSet::new();
     let mut nodes = HashSet::new();
-    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| batch.stage == Stage::Doomed)
-    {
+    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| goes(batch)) {
         let going: Vec<ObjectName> =
             names.names.iter().filter(|name| batch.pardoned.binary_search(name).is_err()).copied().collect();
         for slice in going.chunks(DELETE_BATCH) {
@@ -180,7 +181,8 @@ async fn forget_deleted(
 ) -> VaultResult<()> {
     let mut outdated = Vec::new();
     let mut kept: Vec<PackDirectory> = Vec::new();
-    for index in &head.root.indexes {
+    let cleaned = if rules::holds(Rule::IndexCleanedBeforeForgetting) { &head.root.indexes[..] } else { &[] };
+    for index in cleaned {
         let Some(directories) = read_index(target, index.id).await? else {
             outdated.push(index.id);
             continue;
@@ -242,8 +244,10 @@ impl Replacement {
             names: own.iter().copied().chain(named).collect(),
         };
         let names = target.dead_names(&head.root).await?;
-        let Ok(condemned) = admit(&head.root, &DeadSet::new(&head.root, &names), &new) else {
-            return Ok(false);
+        let condemned = match admit(&head.root, &DeadSet::new(&head.root, &names), &new) {
+            Ok(condemned) => condemned,
+            Err(_) if !rules::holds(Rule::MergedNamesChecked) => Vec::new(),
+            Err(_) => return Ok(false),
         };
         // Being listed does not make a pack wanted: only the index objects themselves are pardoned.
         let pardoned: Vec<ObjectName> = condemned.into_iter().filter(|name| own.contains(name)).collect();
@@ -325,8 +329,10 @@ async fn survey(target: &Target, root: &Root, options: &CollectOptions) -> Vault
     let stored = target.list_stored().await?;
     let (in_sessions, readers) = open_sessions(target, options).await?;
     let mut marker = Marker::default();
-    marker.mark(target, root.backups().map(|(_, backup)| backup.id)).await?;
-    for reader in readers {
+    let marked = |trashed: bool| !trashed || rules::holds(Rule::TrashMarked);
+    let backups = root.backups().filter(|(_, backup)| marked(!backup.is_live()));
+    marker.mark(target, backups.map(|(_, backup)| backup.id)).await?;
+    for reader in readers.into_iter().filter(|_| rules::holds(Rule::ReadersMarked)) {
         // A restore of a backup that is long gone holds nothing.
         if let Err(error) = marker.mark(target, [reader]).await {
             info!(%error, "a registered restore reads a backup that is gone");
@@ -370,7 +376,9 @@ async fn condemn(target: &Target, options: &CollectOptions, report: &mut Collect
             if head.root.incarnation != base.root.incarnation {
                 return Ok(Step::Keep(()));
             }
-            marker.mark(target, head.root.backups().map(|(_, backup)| backup.id)).await?;
+            if rules::holds(Rule::MarkedAgainAtCondemn) && rules::holds(Rule::TrashMarked) {
+                marker.mark(target, head.root.backups().map(|(_, backup)| backup.id)).await?;
+            }
             let dead = target.dead_set(&head.root).await?;
             let in_root: HashSet<ObjectName> =
                 head.root.indexes.iter().map(|index| ObjectName::Index(index.id)).collect();
@@ -380,7 +388,7 @@ async fn condemn(target: &Target, options: &CollectOptions, report: &mut Collect
                 .filter(|object| {
                     !marker.reachable.contains(&object.name)
                         && !in_root.contains(&object.name)
-                        && dead.stage(&object.name).is_none()
+                        && (dead.stage(&object.name).is_none() || !rules::holds(Rule::CondemnedOnce))
                 })
                 .collect();
             let mut next = head.successor(target);
@@ -482,7 +490,10 @@ async fn tidy(target: &Target, options: &CollectOptions) -> VaultResult<()> {
     // Read after listing: a node written since for a swap on this very root is not in the list.
     let head = target.head().await?;
     let unreferenced = nodes.into_iter().map(|(key, _)| key).filter(|key| match key {
-        ObjectKey::Node(node) => node.base_epoch < head.root.epoch && !lists_batch(&head.root, *node),
+        ObjectKey::Node(node) => {
+            (node.base_epoch < head.root.epoch || !rules::holds(Rule::NodesOutliveTheirSwap))
+                && !lists_batch(&head.root, *node)
+        }
         _ => false,
     });
     let mut active: HashSet<SessionId> = HashSet::new();

@@ -3,7 +3,7 @@
 //! Invariant: a rebuilt root lists only backups whose every segment and pack is there, and none that the newest known
 //! root had begun to delete. It starts a new incarnation: whatever was based on the lost one is refused.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::commit::{NewNames, admit};
 use strongroom_catalog::dead::{DeadSet, ObjectName, Stage};
 use strongroom_catalog::root::{BackupEntry, IndexRef, MAX_ROOT_BYTES, Root};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, PackId};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
@@ -253,13 +254,16 @@ async fn replace_index(
         base_epoch: base.epoch,
         names: own.chain(packs.iter().map(|pack| ObjectName::Pack(*pack))).collect(),
     };
-    let covered: HashSet<_> = base.indexes.iter().map(|index| index.id).collect();
+    let covered: BTreeSet<_> = base.indexes.iter().map(|index| index.id).collect();
     target
         .swap(async |head| {
             if head.root.indexes.iter().any(|index| indexes.iter().any(|new| new.id == index.id)) {
                 return Ok(Step::Keep(()));
             }
-            admit(&head.root, &target.dead_set(&head.root).await?, &new)?;
+            let admitted = admit(&head.root, &target.dead_set(&head.root).await?, &new);
+            if rules::holds(Rule::RebuiltNamesChecked) {
+                admitted?;
+            }
             let mut next = head.successor(target);
             // Those that came in since the packs were listed stay.
             next.indexes.retain(|index| !covered.contains(&index.id));

@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use rand::CryptoRng;
 use strongroom_catalog::dead::{DeadSet, ObjectName};
 use strongroom_catalog::root::Root;
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{PackId, SessionId, TimestampMs, VolumeTag};
 use strongroom_format::index::{InboxOpen, InboxRecord, IndexBody, MAX_INDEX_BYTES};
 use strongroom_format::layout::{InboxEntry, KeyPrefix, ObjectKey};
@@ -73,8 +74,10 @@ pub async fn leftovers(
         .try_collect()
         .await?;
     found.packs.extend(unrecorded.into_iter().flatten());
-    found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
-    if !surely_there {
+    if rules::holds(Rule::LeftoversAlive) {
+        found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
+    }
+    if !surely_there && rules::holds(Rule::LeftoversThere) {
         found.packs = only_existing(target, found.packs).await;
     }
     if !found.packs.is_empty() {
