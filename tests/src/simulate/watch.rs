@@ -82,7 +82,7 @@ pub struct Watch {
     indexes: HashMap<IndexId, Vec<PackId>>,
     nodes: HashMap<NodeKey, Vec<ObjectName>>,
     present: HashSet<ObjectName>,
-    born: HashSet<ObjectName>,
+    born: HashMap<ObjectName, blake3::Hash>,
     doomed: HashSet<ObjectName>,
     reachable: HashSet<ObjectName>,
 }
@@ -103,7 +103,7 @@ impl Watch {
             indexes: HashMap::new(),
             nodes: HashMap::new(),
             present: HashSet::new(),
-            born: HashSet::new(),
+            born: HashMap::new(),
             doomed: HashSet::new(),
             reachable: HashSet::new(),
         }
@@ -118,7 +118,9 @@ impl Watch {
     /// Sees a write that took effect.
     pub fn wrote(&mut self, world: &World, actor: &Actor, key: &ObjectKey, bytes: &[u8]) {
         if let Some(name) = ObjectName::from_key(key) {
-            if !self.born.insert(name) {
+            // The same bytes again are a request that was sent twice and arrived late.
+            let content = blake3::hash(bytes);
+            if self.born.insert(name, content).is_some_and(|before| before != content) {
                 self.fail(world, &actor.name, &format!("{key} is written under a name that was used before"));
             }
             self.present.insert(name);

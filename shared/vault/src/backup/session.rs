@@ -3,7 +3,7 @@
 //! Invariant: a pack of an earlier session is only used again if the root that this session is based on does not hold
 //! it dead, and it is still there.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -52,21 +52,28 @@ pub async fn leftovers(
 ) -> VaultResult<Leftovers> {
     let keys = list_inbox(target, KeyPrefix::InboxOfVolume(tag)).await?;
     let mut found = Leftovers::default();
-    let mut surely_there = true;
+    // A session may have been cleared away in part: without its opening, nothing says what it was based on.
+    let (mut sessions, mut vouched) = (BTreeSet::new(), BTreeSet::new());
     for key in &keys {
         match key {
             ObjectKey::Inbox(session, InboxEntry::Open) => {
-                found.sessions.push(*session);
-                surely_there &= opened_on_vouched_epoch(target, key, root).await;
+                sessions.insert(*session);
+                if opened_on_vouched_epoch(target, key, root).await {
+                    vouched.insert(*session);
+                }
             }
-            ObjectKey::Inbox(_, InboxEntry::Record(_)) => match read_record(target, key).await {
-                Ok(packs) => found.packs.extend(packs),
-                Err(error) if error.is_not_found() => {}
-                Err(error) => warn!(%error, "record of an earlier session can't be used"),
-            },
+            ObjectKey::Inbox(session, InboxEntry::Record(_)) => {
+                sessions.insert(*session);
+                match read_record(target, key).await {
+                    Ok(packs) => found.packs.extend(packs),
+                    Err(error) if error.is_not_found() => {}
+                    Err(error) => warn!(%error, "record of an earlier session can't be used"),
+                }
+            }
             _ => {}
         }
     }
+    found.sessions = sessions.iter().copied().collect();
     let known: HashSet<PackId> = found.packs.iter().map(|directory| directory.pack).collect();
     let unrecorded: Vec<Vec<PackDirectory>> = stream::iter(found.sessions.clone())
         .map(async |session| unrecorded_packs(target, session, &known).await)
@@ -77,7 +84,7 @@ pub async fn leftovers(
     if rules::holds(Rule::LeftoversAlive) {
         found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
     }
-    if !surely_there && rules::holds(Rule::LeftoversThere) {
+    if sessions != vouched && rules::holds(Rule::LeftoversThere) {
         found.packs = only_existing(target, found.packs).await;
     }
     if !found.packs.is_empty() {
