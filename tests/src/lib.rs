@@ -1,5 +1,7 @@
 //! What the tests share: a target in memory, a volume to back up, and a key at hand.
 
+pub mod simulate;
+
 use std::io::Cursor;
 use std::sync::Arc;
 

@@ -552,3 +552,38 @@ async fn another_key_opens_nothing() {
     assert!(open(2).await.is_ok());
     assert!(matches!(open(1).await, Err(VaultError::WrongKey(_))));
 }
+
+/// A session's inbox was cleared in part: a record is left, and what it tells of has been deleted and forgotten since.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_without_their_session_are_not_trusted() {
+    let store = MemoryStore::new();
+    let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 21).await.unwrap();
+    let no_deletes = Faulty::scripted(store.clone(), |call| {
+        if call.operation == Operation::Delete {
+            strongroom_store::Fault::Before
+        } else {
+            strongroom_store::Fault::None
+        }
+    });
+    let host = world.reopen(Arc::new(no_deletes), 22).await.unwrap();
+    let volume = noise(3 << 20, 13);
+    let first = host.back_up("v", &volume).await.unwrap().backup;
+    let inbox = world.target.list(KeyPrefix::Inbox).await.unwrap();
+    let opens: Vec<ObjectKey> =
+        inbox.iter().map(|(key, _)| *key).filter(|key| key.to_string().ends_with("/open")).collect();
+    assert!(!opens.is_empty() && opens.len() < inbox.len());
+    store.delete(&opens).await.unwrap();
+    delete(&world.target, &[first]).await.unwrap();
+    for _ in 0..4 {
+        let options = CollectOptions { session_age_ms: u64::MAX, ..CollectOptions::at_once() };
+        world.pass(1000);
+        run(&world.target, &options).await.unwrap();
+    }
+    assert!(world.target.list(KeyPrefix::Packs).await.unwrap().is_empty(), "all of it is deleted");
+    let again = world.back_up("v", &volume).await.unwrap().backup;
+    assert!(world.restore(again).await.unwrap() == volume);
+    assert!(
+        world.target.list(KeyPrefix::Inbox).await.unwrap().is_empty(),
+        "what was left is cleared with it"
+    );
+}

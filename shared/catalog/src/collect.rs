@@ -10,6 +10,7 @@ use strongroom_format::ids::{BackupId, Epoch, TimestampMs};
 use crate::dead::{DeadSet, ObjectName, Stage};
 use crate::moved::Moved;
 use crate::root::{IndexRef, Root};
+use crate::rules::{self, Rule};
 use crate::usage::Usage;
 
 /// An object of the target that a commit could name, as listed.
@@ -173,7 +174,9 @@ pub fn plan_condemn(
 pub fn forget(root: &mut Root, nodes: &HashSet<strongroom_format::layout::NodeKey>) {
     let gone = |batch: &crate::dead::Batch| batch.stage == Stage::Doomed && nodes.contains(&batch.node);
     let newest = root.dead.iter().filter(|batch| gone(batch)).map(|batch| batch.condemned_epoch).max();
-    root.oldest_vouched = root.oldest_vouched.max(newest.unwrap_or(Epoch(0)));
+    if rules::holds(Rule::ForgettingRaisesVouched) {
+        root.oldest_vouched = root.oldest_vouched.max(newest.unwrap_or(Epoch(0)));
+    }
     root.dead.retain(|batch| !gone(batch));
 }
 

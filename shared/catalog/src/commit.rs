@@ -8,6 +8,7 @@ use strongroom_format::manifest::Manifest;
 
 use crate::dead::{DeadSet, ObjectName, Stage};
 use crate::root::{BackupEntry, IndexRef, Root};
+use crate::rules::{self, Rule};
 
 /// Names that somebody wants to bring into the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,14 +70,19 @@ pub fn admit(root: &Root, dead: &DeadSet, new: &NewNames) -> Result<Vec<ObjectNa
     if new.incarnation != root.incarnation {
         return Err(Refusal::OtherIncarnation { now: root.incarnation });
     }
-    if new.base_epoch < root.oldest_vouched || new.base_epoch > root.epoch {
+    let vouched = new.base_epoch >= root.oldest_vouched || !rules::holds(Rule::BaseEpochVouched);
+    if !vouched || new.base_epoch > root.epoch {
         return Err(Refusal::BaseTooOld { base: new.base_epoch, oldest: root.oldest_vouched });
     }
     let at = |stage| {
         new.names.iter().copied().filter(move |name| dead.stage(name) == Some(stage)).collect::<Vec<_>>()
     };
     let doomed = at(Stage::Doomed);
-    if doomed.is_empty() { Ok(at(Stage::Condemned)) } else { Err(Refusal::Doomed { names: doomed }) }
+    if doomed.is_empty() || !rules::holds(Rule::DoomedRefused) {
+        Ok(at(Stage::Condemned))
+    } else {
+        Err(Refusal::Doomed { names: doomed })
+    }
 }
 
 /// Takes condemned names back, in a root that is being prepared.
@@ -85,7 +91,7 @@ pub fn admit(root: &Root, dead: &DeadSet, new: &NewNames) -> Result<Vec<ObjectNa
 pub fn pardon(root: &mut Root, batch_names: &[crate::dead::DeadNames], pardoned: &[ObjectName]) {
     let mut recount = false;
     for (batch, dead) in root.dead.iter_mut().zip(batch_names) {
-        if batch.stage == Stage::Condemned {
+        if batch.stage == Stage::Condemned && rules::holds(Rule::CondemnedPardoned) {
             let before = batch.pardoned.len();
             let taken_back = pardoned.iter().filter(|name| dead.names.binary_search(name).is_ok());
             batch.pardoned.extend(taken_back);
@@ -121,17 +127,18 @@ pub fn decide(root: &Root, dead: &DeadSet, manifest: &Manifest) -> Result<Commit
         .volumes
         .get(&manifest.volume)
         .is_some_and(|volume| volume.backups.iter().any(|backup| backup.id == manifest.backup));
-    if present {
+    if present && rules::holds(Rule::CommittedOnce) {
         return Ok(CommitVerdict::Already);
     }
     let name = ObjectName::Manifest(manifest.backup);
-    if root.released.contains(&name) || dead.stage(&name).is_some() {
+    let removed = root.released.contains(&name) || dead.stage(&name).is_some();
+    if removed && rules::holds(Rule::RemovedStaysRemoved) {
         return Err(Refusal::Removed { backup: manifest.backup });
     }
     let pardoned = admit(root, dead, &names_of(manifest))?;
     if manifest.segments.iter().any(|segment| segment.inherited) {
         let parent = manifest.parent.filter(|parent| root.backup(*parent).is_some());
-        if parent.is_none() {
+        if parent.is_none() && rules::holds(Rule::ParentPresent) {
             return Err(Refusal::ParentGone { parent: manifest.parent.unwrap_or(manifest.backup) });
         }
     }

@@ -7,6 +7,7 @@ use strongroom_format::ids::BackupId;
 use crate::collect::State;
 use crate::dead::ObjectName;
 use crate::root::Root;
+use crate::rules::{self, Rule};
 
 /// A breach: which rule, and where.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +43,8 @@ pub fn check_step(before: &Root, after: &Root) -> Result<(), Breach> {
     }
     for batch in &before.dead {
         let stays = after.dead.iter().find(|other| other.node == batch.node);
-        if stays.is_none() && after.oldest_vouched < batch.condemned_epoch {
+        let vouched = after.oldest_vouched < batch.condemned_epoch;
+        if stays.is_none() && vouched && rules::holds(Rule::ForgettingRaisesVouched) {
             return breach(format!(
                 "the batch of epoch {} is forgotten but still vouched for",
                 batch.condemned_epoch

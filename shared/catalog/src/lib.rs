@@ -13,6 +13,7 @@ pub mod moved;
 pub mod retention;
 pub mod rewrite;
 pub mod root;
+pub mod rules;
 pub mod usage;
 pub mod usage_nodes;
 

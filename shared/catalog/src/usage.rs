@@ -172,11 +172,15 @@ impl Usage {
         // What hostile segments say of lengths must not stop the count: it only steers rewriting.
         usage.live_bytes =
             u32::try_from((i64::from(usage.live_bytes) + change.bytes).max(0)).unwrap_or(u32::MAX);
-        if usage.live_frames == 0 {
+        Ok(())
+    }
+
+    /// Takes a pack out of its group if no frame of it is in use, once all changes to it are noted.
+    pub fn settle(&mut self, pack: &PackId) {
+        if let Some(usage) = self.packs.get_mut(pack).filter(|usage| usage.live_frames == 0) {
             usage.group = None;
             usage.live_bytes = 0;
         }
-        Ok(())
     }
 
     /// Notes that a segment names a pack, or no longer does.

@@ -10,6 +10,7 @@ use rand::RngExt;
 use strongroom_catalog::dead::{Batch, DeadNames, DeadSet, MAX_NODE_BYTES};
 use strongroom_catalog::invariants::check_step;
 use strongroom_catalog::root::{MAX_ROOT_BYTES, Root};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::FormatError;
 use strongroom_format::ids::{Epoch, NodeId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
@@ -124,7 +125,9 @@ impl Target {
                 Step::Replace(next, answer) => (next, answer),
             };
             check_step(&head.root, &next)?;
-            self.keep_copy(head.root.epoch, head.bytes.clone()).await?;
+            if rules::holds(Rule::CopyBeforeSwap) {
+                self.keep_copy(head.root.epoch, head.bytes.clone()).await?;
+            }
             let mut rng = self.context.entropy.fork();
             let sealed = Bytes::from(self.sealer.seal(&ObjectKey::Root, next.as_ref(), &mut rng));
             match self.context.store.put_if_match(&ObjectKey::Root, sealed, &head.etag).await {

@@ -13,6 +13,7 @@ pub mod error;
 pub mod head;
 pub mod listing;
 pub mod mark;
+mod off_thread;
 pub mod progress;
 pub mod rebuild;
 pub mod relocate;

@@ -2,7 +2,7 @@
 //!
 //! Invariant: what can't be read is an error, never "reaches nothing": a damaged manifest must not cost its packs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::dead::ObjectName;
@@ -53,7 +53,7 @@ impl Marker {
         let mut manifests = stream::iter(new.iter().copied())
             .map(async |backup| target.manifest(backup).await)
             .buffer_unordered(MARK_CONCURRENCY);
-        let mut segments: HashSet<SegmentId> = HashSet::new();
+        let mut segments: BTreeSet<SegmentId> = BTreeSet::new();
         while let Some(manifest) = manifests.try_next().await? {
             self.named.insert(ObjectName::Manifest(manifest.backup));
             let unseen = manifest.segments.iter().map(|segment| segment.id);

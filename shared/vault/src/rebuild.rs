@@ -8,10 +8,11 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use strongroom_catalog::commit::{NewNames, admit};
+use strongroom_catalog::commit::{NewNames, admit, pardon};
 use strongroom_catalog::dead::{DeadSet, ObjectName, Stage};
 use strongroom_catalog::moved::{Heir, Moved};
 use strongroom_catalog::root::{BackupEntry, IndexRef, MAX_ROOT_BYTES, Root};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, PackId, SegmentId};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
@@ -397,14 +398,23 @@ async fn replace_index(
         base_epoch: base.epoch,
         names: own.chain(packs.keys().map(|pack| ObjectName::Pack(*pack))).collect(),
     };
-    let covered: HashSet<_> = base.indexes.iter().map(|index| index.id).collect();
+    let covered: BTreeSet<_> = base.indexes.iter().map(|index| index.id).collect();
     target
         .swap(async |head| {
             if head.root.indexes.iter().any(|index| indexes.iter().any(|new| new.id == index.id)) {
                 return Ok(Step::Keep(()));
             }
-            admit(&head.root, &target.dead_set(&head.root).await?, &new)?;
+            let names = target.dead_names(&head.root).await?;
+            let condemned = match admit(&head.root, &DeadSet::new(&head.root, &names), &new) {
+                Ok(condemned) => condemned,
+                Err(_) if !rules::holds(Rule::RebuiltNamesChecked) => Vec::new(),
+                Err(refusal) => return Err(refusal.into()),
+            };
             let mut next = head.successor(target);
+            // A collector may have taken the new index objects for orphans. Being listed does not make a pack wanted.
+            let own = |name: &ObjectName| matches!(name, ObjectName::Index(_));
+            let pardoned: Vec<ObjectName> = condemned.into_iter().filter(own).collect();
+            pardon(&mut next, &names, &pardoned);
             // Those that came in since the packs were listed stay.
             next.indexes.retain(|index| !covered.contains(&index.id));
             next.indexes.extend(&indexes);

@@ -350,8 +350,8 @@ impl Verifier<'_> {
         &mut self,
         packs: &[(PackId, u64)],
         segments: &Segments,
-    ) -> VaultResult<HashMap<PackId, Vec<(ChunkRef, Secret32)>>> {
-        let mut wanted: HashMap<PackId, BTreeMap<u32, (ChunkRef, Secret32)>> =
+    ) -> VaultResult<BTreeMap<PackId, Vec<(ChunkRef, Secret32)>>> {
+        let mut wanted: BTreeMap<PackId, BTreeMap<u32, (ChunkRef, Secret32)>> =
             packs.iter().map(|(pack, _)| (*pack, BTreeMap::new())).collect();
         if let Ok(restore) = self.target.restore() {
             for id in segments {
@@ -393,7 +393,7 @@ async fn check_one(
     let (sealer, namer) =
         (target.sealer.clone(), target.restore().ok().map(|r| ChunkNamer::new(r.chunk_id_key.clone())));
     let progress = Arc::clone(progress);
-    let checking = tokio::task::spawn_blocking(move || {
+    let checked = crate::off_thread::run(move || {
         let mut problems = Vec::new();
         if let Err(error) = check_pack(&sealer, pack, &object.bytes) {
             problems.push(error.to_string());
@@ -412,5 +412,5 @@ async fn check_one(
         progress.done_bytes.fetch_add(bytes, Relaxed);
         PackFindings { chunks: checked, bytes, problems }
     });
-    checking.await.map_err(|error| VaultError::Internal(format!("a check was cut off: {error}")))
+    checked.await.map_err(|error| VaultError::Internal(format!("a check was cut off: {error}")))
 }

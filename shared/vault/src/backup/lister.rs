@@ -3,7 +3,7 @@
 //! Invariant: a list goes into a segment only when the place of each of its chunks is known, that is, when every pack
 //! it names is in the store. Lists that wait are bounded: past a limit the pack being filled is closed early.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +13,6 @@ use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{PackList, RegionSource, SegmentRef};
 use strongroom_format::secrets::Secret32;
 use strongroom_format::segment::{ChunkRef, Extent, SEGMENT_TARGET_CHUNKS, SegmentBuilder};
-use tokio::runtime::Handle;
 
 use super::packer::Packer;
 use crate::dedup::DedupIndex;
@@ -51,7 +50,6 @@ pub struct PendingList {
 pub struct Lister {
     target: Target,
     index: Arc<DedupIndex>,
-    runtime: Handle,
     waiting: BTreeMap<u64, PendingList>,
     waiting_chunks: usize,
     builder: SegmentBuilder,
@@ -59,7 +57,7 @@ pub struct Lister {
     /// Where each region's list is; the segment numbers are positions in `segments`.
     sources: BTreeMap<u64, RegionSource>,
     segments: Vec<SegmentRef>,
-    packs: HashSet<PackId>,
+    packs: BTreeSet<PackId>,
     stored_bytes: u64,
 }
 
@@ -78,37 +76,36 @@ pub struct Listed {
 
 impl Lister {
     /// Makes a lister with nothing in it.
-    pub fn new(target: Target, index: Arc<DedupIndex>, runtime: Handle) -> Self {
+    pub fn new(target: Target, index: Arc<DedupIndex>) -> Self {
         Self {
             target,
             index,
-            runtime,
             waiting: BTreeMap::new(),
             waiting_chunks: 0,
             builder: SegmentBuilder::default(),
             builder_regions: Vec::new(),
             sources: BTreeMap::new(),
             segments: Vec::new(),
-            packs: HashSet::new(),
+            packs: BTreeSet::new(),
             stored_bytes: 0,
         }
     }
 
-    /// Adds the list of a region; blocks (never on other workers) where too many wait.
+    /// Adds the list of a region; waits (never for other workers) where too many wait.
     ///
     /// # Errors
     /// `Store`; `Invalid` if the session was stopped.
-    pub fn add(&mut self, region: u64, list: PendingList, packer: &Packer) -> VaultResult<()> {
+    pub async fn add(&mut self, region: u64, list: PendingList, packer: &Packer) -> VaultResult<()> {
         self.waiting_chunks += list.keys.len();
         self.waiting.insert(region, list);
         if self.waiting_chunks < SEGMENT_TARGET_CHUNKS {
             return Ok(());
         }
-        self.drain()?;
+        self.drain().await?;
         while self.waiting_chunks > MAX_WAITING_CHUNKS {
-            packer.flush().map_err(|_| stopped())?;
-            std::thread::sleep(Duration::from_millis(20));
-            self.drain()?;
+            packer.flush().await.map_err(|_| stopped())?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            self.drain().await?;
         }
         Ok(())
     }
@@ -117,14 +114,14 @@ impl Lister {
     ///
     /// # Errors
     /// `Store`; `Damaged` if a chunk that was claimed was never stored.
-    pub fn finish(mut self) -> VaultResult<Listed> {
-        self.drain()?;
+    pub async fn finish(mut self) -> VaultResult<Listed> {
+        self.drain().await?;
         if let Some(region) = self.waiting.keys().next() {
             return Err(VaultError::Damaged(format!(
                 "a chunk of region {region} was never stored; please report this"
             )));
         }
-        self.write_segment()?;
+        self.write_segment().await?;
         Ok(Listed {
             sources: self.sources,
             segments: self.segments,
@@ -134,7 +131,7 @@ impl Lister {
     }
 
     /// Moves lists from the front into segments, up to the first that has to wait.
-    fn drain(&mut self) -> VaultResult<()> {
+    async fn drain(&mut self) -> VaultResult<()> {
         while let Some((&region, list)) = self.waiting.first_key_value() {
             let Some(extents) = self.place(list) else { return Ok(()) };
             let Some(list) = self.waiting.remove(&region) else { return Ok(()) };
@@ -142,7 +139,7 @@ impl Lister {
             self.builder.push(&extents, &list.keys);
             self.builder_regions.push(region);
             if self.builder.chunks() >= SEGMENT_TARGET_CHUNKS {
-                self.write_segment()?;
+                self.write_segment().await?;
             }
         }
         Ok(())
@@ -167,7 +164,7 @@ impl Lister {
             .collect()
     }
 
-    fn write_segment(&mut self) -> VaultResult<()> {
+    async fn write_segment(&mut self) -> VaultResult<()> {
         if self.builder.is_empty() {
             return Ok(());
         }
@@ -182,8 +179,8 @@ impl Lister {
         let restore_public = &self.target.ingest()?.restore_public;
         let bytes = builder.finish(id, &self.target.sealer, restore_public, &mut rng)?;
         self.stored_bytes += bytes.len() as u64;
-        let store = Arc::clone(&self.target.context.store);
-        self.runtime.block_on(store.put_if_absent(&ObjectKey::Segment(id), Bytes::from(bytes)))?;
+        let key = ObjectKey::Segment(id);
+        self.target.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
         self.segments.push(SegmentRef { id, inherited: false });
         Ok(())
     }

@@ -21,6 +21,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::dead::DeadSet;
 use strongroom_catalog::moved::Moved;
 use strongroom_catalog::root::Root;
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::chunker::{Chunker, ChunkerParams};
 use strongroom_format::ids::{BackupId, Epoch, PackId, SessionId, TimestampMs};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
@@ -37,6 +38,7 @@ use tracing::{info, warn};
 pub use source::Source;
 
 use crate::commit::{CommitRequest, Committed, commit};
+use crate::context::Entropy;
 use crate::dedup::{DedupIndex, DedupLimits, DirectoryLoader};
 use crate::error::{VaultError, VaultResult};
 use crate::progress::Progress;
@@ -67,7 +69,7 @@ pub struct BackupOptions {
     pub cache_dir: Option<PathBuf>,
     /// Bounds of the deduplication index.
     pub dedup_limits: DedupLimits,
-    /// Worker threads.
+    /// Worker threads. 0: everything on the calling task, for small machines, functions and simulation.
     pub workers: usize,
     /// Packs uploaded at once.
     pub uploads: usize,
@@ -132,7 +134,17 @@ async fn attempt_backup(
     options: &BackupOptions,
     progress: &Arc<Progress>,
 ) -> Attempt<(BackupReport, Source)> {
-    let session = match Session::open(target, &source, options, progress).await {
+    if let Some(size_bytes) = source.size_bytes() {
+        if size_bytes > MAX_VOLUME_BYTES {
+            let error = VaultError::Invalid(format!(
+                "the volume has {size_bytes} bytes; a backup holds at most {MAX_VOLUME_BYTES}"
+            ));
+            return Err((error, Some(source)));
+        }
+        progress.total_bytes.store(size_bytes, std::sync::atomic::Ordering::Relaxed);
+    }
+    let source_name = source.name().display().to_string();
+    let session = match Session::open(target, source_name, options, progress).await {
         Ok(session) => session,
         Err(error) => return Err((error, Some(source))),
     };
@@ -161,21 +173,13 @@ struct Session {
 impl Session {
     async fn open(
         target: &Target,
-        source: &Source,
+        source_name: String,
         options: &BackupOptions,
         progress: &Arc<Progress>,
     ) -> VaultResult<Self> {
         let chunker_params = options.chunker.unwrap_or(target.settings.chunker);
         let chunker = Chunker::new(chunker_params, &target.ingest()?.gear_key())
             .map_err(|error| VaultError::Invalid(error.to_string()))?;
-        if let Some(size_bytes) = source.size_bytes() {
-            if size_bytes > MAX_VOLUME_BYTES {
-                return Err(VaultError::Invalid(format!(
-                    "the volume has {size_bytes} bytes; a backup holds at most {MAX_VOLUME_BYTES}"
-                )));
-            }
-            progress.total_bytes.store(size_bytes, std::sync::atomic::Ordering::Relaxed);
-        }
         let head = target.head().await?;
         let root = head.root;
         let dead = target.dead_set(&root).await?;
@@ -192,7 +196,11 @@ impl Session {
         }
         let mut rng = target.context.entropy.fork();
         let info = SessionInfo {
-            session: SessionId::random_of(tag, &mut rng),
+            session: if rules::holds(Rule::NamesUsedOnce) {
+                SessionId::random_of(tag, &mut rng)
+            } else {
+                SessionId::random_of(tag, &mut Entropy::from_seed(0).fork())
+            },
             volume: options.volume.clone(),
             host: options.host.clone(),
             opened: target.context.clock.now(),
@@ -208,7 +216,7 @@ impl Session {
             chunker,
             moved: Arc::new(moved),
             progress: Arc::clone(progress),
-            source_name: source.name().display().to_string(),
+            source_name,
         })
     }
 
@@ -226,7 +234,7 @@ impl Session {
                 return (Err(error), Some(source));
             }
         }
-        let uploads = tokio::spawn(upload_packs(
+        let uploads = upload_packs(
             self.target.clone(),
             (self.info.clone(), self.root.clone()),
             packs_rx,
@@ -236,20 +244,19 @@ impl Session {
             records_tx,
             writer,
             Arc::clone(&self.progress),
-        ));
-        let records = tokio::spawn(session::keep_records(
+        );
+        let records = session::keep_records(
             self.target.clone(),
             self.info.clone(),
             records_rx,
             self.target.context.entropy.fork(),
-        ));
-        let runtime = Handle::current();
-        let lister = Lister::new(self.target.clone(), Arc::clone(&self.index), runtime.clone());
+        );
+        let lister = Lister::new(self.target.clone(), Arc::clone(&self.index));
         let work = Work {
             target: self.target.clone(),
             chunker: self.chunker.clone(),
             zstd_level: self.target.settings.zstd_level,
-            parent: self.parent.clone().map(|manifest| Parent::new(self.target.clone(), manifest, runtime)),
+            parent: self.parent.clone().map(|manifest| Parent::new(self.target.clone(), manifest)),
             index: Arc::clone(&self.index),
             moved: Arc::clone(&self.moved),
             packer: Packer::new(
@@ -262,27 +269,17 @@ impl Session {
                 packs_tx,
             ),
             progress: Arc::clone(&self.progress),
-            workers: options.workers.max(1),
+            workers: options.workers,
         };
-        let cutting = tokio::task::spawn_blocking(move || {
-            let mut source = source;
-            let cut = pipeline::run(&work, &mut source, lister)
-                .and_then(|cut| work.packer.flush().map(|()| cut).map_err(|_| lister::stopped()));
-            // `work` goes here, and with it the sender of packs: the uploads end once they are through.
-            (cut, source)
-        });
-        let (cut, source) = match cutting.await {
-            Ok((cut, source)) => (cut, Some(source)),
-            Err(error) => (Err(VaultError::Internal(format!("the backup was cut off: {error}"))), None),
-        };
-        // An upload that failed is what stopped the cutting: its error tells more.
-        let uploaded = flatten(uploads.await);
-        let recorded = flatten(records.await);
+        // On this task, all of it: a backup that is dropped sends no further request.
+        let (uploaded, recorded, (cut, source)) =
+            tokio::join!(uploads, records, read_through(work, source, lister));
         let finished = async {
+            // An upload that failed is what stopped the cutting: its error tells more.
             let (writer, pack_bytes) = uploaded?;
             let cut = cut?;
             let record_bytes = recorded?;
-            self.finish(cut, writer, pack_bytes + record_bytes).await
+            self.finish(cut, writer, pack_bytes + record_bytes, options.workers).await
         };
         (finished.await, source)
     }
@@ -293,12 +290,19 @@ impl Session {
         cut: Cutting,
         mut writer: IndexWriter,
         stored_bytes: u64,
+        workers: usize,
     ) -> VaultResult<BackupReport> {
         let Cutting { size_bytes, sources, lister } = cut;
-        let listing = tokio::task::spawn_blocking(move || lister.finish());
+        let listing = async move {
+            if workers == 0 {
+                return lister.finish().await;
+            }
+            let runtime = Handle::current();
+            flatten(tokio::task::spawn_blocking(move || runtime.block_on(lister.finish())).await)
+        };
         let (flushed, listed) = tokio::join!(writer.flush(), listing);
         flushed?;
-        let listed = flatten(listed)?;
+        let listed = listed?;
         let mut rng = self.target.context.entropy.fork();
         let index_bytes: u64 = writer.written.iter().map(|(_, length)| length).sum();
         let mut manifest = self.describe(size_bytes, &sources, listed, BackupId::random(&mut rng));
@@ -307,7 +311,7 @@ impl Session {
         manifest.new_packs = manifest
             .new_packs
             .iter()
-            .chain(writer.packs.iter().copied())
+            .chain(writer.packs.iter().copied().filter(|_| rules::holds(Rule::IndexedPacksChecked)))
             .collect::<BTreeSet<_>>()
             .into_iter()
             .collect();
@@ -403,6 +407,36 @@ impl Session {
     }
 }
 
+/// Reads the source to its end and closes the last pack. The source comes back, unless a thread lost it.
+async fn read_through(
+    work: Work,
+    mut source: Source,
+    lister: Lister,
+) -> (VaultResult<Cutting>, Option<Source>) {
+    let (work, cut, source) = if work.workers == 0 {
+        let cut = pipeline::run_in_place(&work, &mut source, lister).await;
+        (work, cut, source)
+    } else {
+        let runtime = Handle::current();
+        let cutting = tokio::task::spawn_blocking(move || {
+            let cut = pipeline::run_on_threads(&work, &mut source, lister, &runtime);
+            (work, cut, source)
+        });
+        match cutting.await {
+            Ok(cutting) => cutting,
+            Err(error) => {
+                return (Err(VaultError::Internal(format!("the backup was cut off: {error}"))), None);
+            }
+        }
+    };
+    let flushed = match cut {
+        Ok(cut) => work.packer.flush().await.map(|()| cut).map_err(|_| lister::stopped()),
+        Err(error) => Err(error),
+    };
+    // `work` goes here, and with it the sender of packs: the uploads end once they are through.
+    (flushed, Some(source))
+}
+
 fn flatten<T>(joined: Result<VaultResult<T>, tokio::task::JoinError>) -> VaultResult<T> {
     joined.unwrap_or_else(|error| {
         Err(VaultError::Internal(format!("a task of the backup was cut off: {error}")))
@@ -455,8 +489,11 @@ async fn open_index(
     options: &BackupOptions,
 ) -> VaultResult<DedupIndex> {
     let cache_dir = options.cache_dir.as_ref().map(|dir| dir.join(target.id().to_string()));
-    let index = DedupIndex::open(cache_dir.as_deref(), options.dedup_limits)?
-        .with_loader(Arc::new(PackTails { target: target.clone(), runtime: Handle::current() }));
+    let mut index = DedupIndex::open(cache_dir.as_deref(), options.dedup_limits)?;
+    if options.workers > 0 {
+        // It blocks its thread. Without it, an index that had to be sampled finds fewer duplicates.
+        index = index.with_loader(Arc::new(PackTails { target: target.clone(), runtime: Handle::current() }));
+    }
     let live: Vec<_> = root.indexes.iter().map(|index| index.id).collect();
     index.retain(&live);
     let fetched = stream::iter(index.missing(&live)).map(async |id| {

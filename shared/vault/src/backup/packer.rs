@@ -98,32 +98,35 @@ impl Packer {
         if self.on_their_way.lock().insert(*id) { Claim::New } else { Claim::OnItsWay }
     }
 
-    /// Adds the frame of a claimed chunk; blocks while too many packs wait for their upload.
+    /// Adds the frame of a claimed chunk; waits while too many packs wait for their upload.
     ///
     /// # Errors
     /// [`Stopped`] when the session was given up.
-    pub fn push(&self, id: ChunkId, plain_len: u32, frame: &[u8]) -> Result<(), Stopped> {
+    pub async fn push(&self, id: ChunkId, plain_len: u32, frame: &[u8]) -> Result<(), Stopped> {
         let full = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.push(id, plain_len, frame);
             (open.frame_bytes() >= self.pack_bytes).then(|| std::mem::take(&mut *open))
         };
-        full.map_or(Ok(()), |full| self.close(full))
+        match full {
+            Some(full) => self.close(full).await,
+            None => Ok(()),
+        }
     }
 
     /// Closes the pack that is being filled, if there is anything in it.
     ///
     /// # Errors
     /// [`Stopped`] when the session was given up.
-    pub fn flush(&self) -> Result<(), Stopped> {
+    pub async fn flush(&self) -> Result<(), Stopped> {
         let open = std::mem::take(&mut *self.open.lock().unwrap_or_else(PoisonError::into_inner));
-        if open.is_empty() { Ok(()) } else { self.close(open) }
+        if open.is_empty() { Ok(()) } else { self.close(open).await }
     }
 
-    fn close(&self, builder: PackBuilder) -> Result<(), Stopped> {
+    async fn close(&self, builder: PackBuilder) -> Result<(), Stopped> {
         let mut rng = self.entropy.fork();
         let pack = self.sealer.pack_name(self.session, self.next_pack.fetch_add(1, Ordering::Relaxed));
         let built = builder.finish(pack, &self.writer, self.session, &self.sealer, &mut rng);
-        self.uploads.blocking_send(built).map_err(|_| Stopped)
+        self.uploads.send(built).await.map_err(|_| Stopped)
     }
 }

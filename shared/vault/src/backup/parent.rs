@@ -3,13 +3,13 @@
 //! Invariant: the parent only ever spares work. What can't be read of it is treated as if it were not there.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use strongroom_format::ids::SegmentId;
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{Manifest, RegionSource};
 use strongroom_format::segment::{MAX_SEGMENT_BYTES, Segment};
-use tokio::runtime::Handle;
+use tokio::sync::Mutex;
 use tracing::warn;
 
 use crate::error::VaultResult;
@@ -30,15 +30,14 @@ pub struct Parent {
     /// Segments of the parent that are to be left: see [`MAX_SEGMENTS`].
     left: BTreeSet<u32>,
     cache: Mutex<VecDeque<(SegmentId, Option<Arc<Segment>>)>>,
-    runtime: Handle,
 }
 
 impl Parent {
     /// Takes a manifest as parent.
-    pub fn new(target: Target, manifest: Manifest, runtime: Handle) -> Self {
+    pub fn new(target: Target, manifest: Manifest) -> Self {
         let sources: Vec<_> = manifest.regions().collect();
         let left = segments_to_leave(&sources, manifest.segments.len());
-        Self { target, manifest, sources, left, cache: Mutex::default(), runtime }
+        Self { target, manifest, sources, left, cache: Mutex::default() }
     }
 
     /// Its segment number `segment`.
@@ -48,11 +47,11 @@ impl Parent {
 
     /// Where the parent's list of a region is, and the segment that holds it, if it has one that can be read.
     ///
-    /// Called from worker threads: blocks on the store where the segment is not in memory.
-    pub fn list(&self, region: u64) -> Option<(RegionSource, Arc<Segment>)> {
+    /// Waits for the store where the segment is not in memory.
+    pub async fn list(&self, region: u64) -> Option<(RegionSource, Arc<Segment>)> {
         let source = *self.sources.get(usize::try_from(region).ok()?)?;
         let RegionSource::List { segment, slot } = source else { return None };
-        let segment = self.segment(self.segment_id(segment)?)?;
+        let segment = self.segment(self.segment_id(segment)?).await?;
         segment.list(slot).is_ok().then_some((source, segment))
     }
 
@@ -61,16 +60,16 @@ impl Parent {
         matches!(source, RegionSource::List { segment, .. } if !self.left.contains(&segment))
     }
 
-    fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
+    async fn segment(&self, id: SegmentId) -> Option<Arc<Segment>> {
         // Held while fetching, so that several workers ask for one segment once.
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.cache.lock().await;
         if let Some(at) = cache.iter().position(|(cached, _)| *cached == id) {
             let entry = cache.remove(at)?;
             let segment = entry.1.clone();
             cache.push_front(entry);
             return segment;
         }
-        let segment = match self.runtime.block_on(self.target.segment(id)) {
+        let segment = match self.target.segment(id).await {
             Ok(segment) => Some(Arc::new(segment)),
             Err(error) => {
                 warn!(%error, "parent segment can't be read; its regions are read and listed anew");

@@ -14,6 +14,7 @@ use strongroom_format::frame::{FrameSealer, PlaintextHash};
 use strongroom_format::ids::ChunkId;
 use strongroom_format::manifest::RegionSource;
 use strongroom_format::segment::{ChunkRef, Extent};
+use tokio::runtime::Handle;
 
 use super::lister::{Lister, PendingExtent, PendingList, stopped};
 use super::packer::{Claim, Packer};
@@ -47,7 +48,7 @@ pub struct Work {
     pub packer: Packer,
     /// Counters.
     pub progress: Arc<Progress>,
-    /// Number of worker threads.
+    /// Number of worker threads; 0 where everything is done in place.
     pub workers: usize,
 }
 
@@ -73,11 +74,16 @@ enum Done {
     List(u64, PendingList),
 }
 
-/// Reads the source to its end through all stages up to packing. Blocks; runs threads of its own.
+/// Reads the source to its end through all stages up to packing, on threads of its own. Blocks.
 ///
 /// # Errors
 /// The first error of any stage.
-pub fn run(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<Cutting> {
+pub fn run_on_threads(
+    work: &Work,
+    source: &mut Source,
+    mut lister: Lister,
+    runtime: &Handle,
+) -> VaultResult<Cutting> {
     let (free_tx, free_rx) = bounded(work.workers + SPARE_BUFFERS);
     for _ in 0..work.workers + SPARE_BUFFERS {
         // The channel was made with room for all.
@@ -90,12 +96,12 @@ pub fn run(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<
         let workers: Vec<_> = (0..work.workers)
             .map(|_| {
                 let (jobs, done, free) = (jobs_rx.clone(), done_tx.clone(), free_tx.clone());
-                scope.spawn(move || work_off(work, &jobs, &done, &free))
+                scope.spawn(move || work_off(work, &jobs, &done, &free, runtime))
             })
             .collect();
         drop((jobs_rx, done_tx, free_tx));
         let mut sources = BTreeMap::new();
-        let collected = collect(&done_rx, work, &mut sources, &mut lister);
+        let collected = collect(&done_rx, work, &mut sources, &mut lister, runtime);
         // Ends the workers, if it is an error that ended the collecting.
         drop(done_rx);
         let mut results: Vec<VaultResult<()>> = vec![collected];
@@ -119,6 +125,28 @@ pub fn run(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<
     })
 }
 
+/// Does the same, one region after the other, on the calling task and without any thread.
+///
+/// # Errors
+/// The first error of any stage.
+pub async fn run_in_place(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<Cutting> {
+    let mut worker = Worker::new(work)?;
+    let mut sources = BTreeMap::new();
+    let mut size_bytes = 0;
+    let mut buffer = Vec::new();
+    for region in 0.. {
+        let Some(read) = source.next_region(&mut buffer)? else { break };
+        size_bytes += read_len(read, &buffer);
+        match worker.region(region, read, &buffer).await? {
+            Done::Source(region, source) => {
+                sources.insert(region, source);
+            }
+            Done::List(region, list) => lister.add(region, list, &work.packer).await?,
+        }
+    }
+    Ok(Cutting { size_bytes, sources, lister })
+}
+
 fn panicked() -> VaultError {
     VaultError::Internal("a thread of the backup panicked".to_owned())
 }
@@ -128,13 +156,17 @@ fn read(source: &mut Source, free: &Receiver<Vec<u8>>, jobs: &Sender<Job>) -> Va
     for region in 0.. {
         let mut buffer = free.recv().map_err(|_| stopped())?;
         let Some(read) = source.next_region(&mut buffer)? else { break };
-        size_bytes += match read {
-            RegionRead::Hole(len) => len as u64,
-            RegionRead::Bytes => buffer.len() as u64,
-        };
+        size_bytes += read_len(read, &buffer);
         jobs.send(Job { region, read, buffer }).map_err(|_| stopped())?;
     }
     Ok(size_bytes)
+}
+
+fn read_len(read: RegionRead, buffer: &[u8]) -> u64 {
+    match read {
+        RegionRead::Hole(len) => len as u64,
+        RegionRead::Bytes => buffer.len() as u64,
+    }
 }
 
 fn collect(
@@ -142,13 +174,14 @@ fn collect(
     work: &Work,
     sources: &mut BTreeMap<u64, RegionSource>,
     lister: &mut Lister,
+    runtime: &Handle,
 ) -> VaultResult<()> {
     for done in done {
         match done {
             Done::Source(region, source) => {
                 sources.insert(region, source);
             }
-            Done::List(region, list) => lister.add(region, list, &work.packer)?,
+            Done::List(region, list) => runtime.block_on(lister.add(region, list, &work.packer))?,
         }
     }
     Ok(())
@@ -159,31 +192,55 @@ fn work_off(
     jobs: &Receiver<Job>,
     done: &Sender<Done>,
     free: &Sender<Vec<u8>>,
+    runtime: &Handle,
 ) -> VaultResult<()> {
-    let mut sealer = FrameSealer::new(work.target.ingest()?, work.zstd_level)
-        .map_err(|problem| problem.of("the target's settings"))?;
-    let mut frame = Vec::new();
+    let mut worker = Worker::new(work)?;
     for Job { region, read, buffer } in jobs {
-        let (len, finished) = match read {
-            RegionRead::Hole(len) => (len, Done::Source(region, RegionSource::Zeros)),
-            RegionRead::Bytes => (buffer.len(), work_region(work, region, &buffer, &mut sealer, &mut frame)?),
-        };
+        let finished = runtime.block_on(worker.region(region, read, &buffer))?;
         // The reader may have ended already; then nobody needs the buffer.
         let _ = free.send(buffer);
-        work.progress.done_bytes.fetch_add(len as u64, Relaxed);
         done.send(finished).map_err(|_| stopped())?;
     }
     Ok(())
 }
 
-fn work_region(
+/// What works regions off, one at a time.
+struct Worker<'a> {
+    work: &'a Work,
+    sealer: FrameSealer,
+    frame: Vec<u8>,
+}
+
+impl<'a> Worker<'a> {
+    fn new(work: &'a Work) -> VaultResult<Self> {
+        let sealer = FrameSealer::new(work.target.ingest()?, work.zstd_level)
+            .map_err(|problem| problem.of("the target's settings"))?;
+        Ok(Self { work, sealer, frame: Vec::new() })
+    }
+
+    async fn region(&mut self, region: u64, read: RegionRead, buffer: &[u8]) -> VaultResult<Done> {
+        let finished = match read {
+            RegionRead::Hole(_) => Done::Source(region, RegionSource::Zeros),
+            RegionRead::Bytes => {
+                work_region(self.work, region, buffer, &mut self.sealer, &mut self.frame).await?
+            }
+        };
+        self.work.progress.done_bytes.fetch_add(read_len(read, buffer), Relaxed);
+        Ok(finished)
+    }
+}
+
+async fn work_region(
     work: &Work,
     region: u64,
     bytes: &[u8],
     sealer: &mut FrameSealer,
     frame: &mut Vec<u8>,
 ) -> VaultResult<Done> {
-    let parent = work.parent.as_ref().and_then(|parent| parent.list(region));
+    let parent = match &work.parent {
+        Some(parent) => parent.list(region).await,
+        None => None,
+    };
     let hints = parent.as_ref().and_then(|(source, segment)| match source {
         RegionSource::List { slot, .. } => segment.list(*slot).ok(),
         RegionSource::Zeros => None,
@@ -193,7 +250,7 @@ fn work_region(
         |source: RegionSource| work.parent.as_ref().is_some_and(|parent| parent.may_inherit(source));
     Ok(match outcome {
         Outcome::Zeros => Done::Source(region, RegionSource::Zeros),
-        Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer, frame)?),
+        Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer, frame).await?),
         Outcome::Unchanged => {
             let extents = hints.unwrap_or_default();
             match parent.as_ref().map(|(source, _)| *source).filter(|source| inherit(*source)) {
@@ -202,7 +259,7 @@ fn work_region(
                     Done::Source(region, source)
                 }
                 // Its segment is to be left: the same list goes into a new one, with keys made from the bytes read.
-                None => Done::List(region, store(work, bytes, known(extents, bytes), sealer, frame)?),
+                None => Done::List(region, store(work, bytes, known(extents, bytes), sealer, frame).await?),
             }
         }
     })
@@ -232,7 +289,7 @@ fn known(extents: &[Extent], bytes: &[u8]) -> Vec<Cut> {
 }
 
 /// Stores the chunks of a changed region that the target does not have.
-fn store(
+async fn store(
     work: &Work,
     bytes: &[u8],
     cuts: Vec<Cut>,
@@ -265,7 +322,7 @@ fn store(
                         frame.clear();
                         let key = hash.key(sealer);
                         let frame_len = sealer.seal(&id, &key, &bytes[start..start + len as usize], frame);
-                        work.packer.push(id, len, frame).map_err(|_| stopped())?;
+                        work.packer.push(id, len, frame).await.map_err(|_| stopped())?;
                         progress.new_chunks.fetch_add(1, Relaxed);
                         progress.new_bytes.fetch_add(u64::from(len), Relaxed);
                         progress.new_frame_bytes.fetch_add(frame_len as u64, Relaxed);

@@ -11,6 +11,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use rand::CryptoRng;
 use strongroom_catalog::dead::{DeadSet, ObjectName};
 use strongroom_catalog::root::Root;
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{PackId, SessionId, TimestampMs, VolumeTag};
 use strongroom_format::index::{InboxOpen, InboxRecord, IndexBody, MAX_INDEX_BYTES};
 use strongroom_format::layout::{InboxEntry, KeyPrefix, ObjectKey};
@@ -55,7 +56,7 @@ pub async fn leftovers(
     for key in &keys {
         if let ObjectKey::Inbox(session, InboxEntry::Open) = key {
             found.sessions.push(*session);
-            if opened_on_vouched_epoch(target, key, root).await {
+            if opened_on_vouched_epoch(target, key, root).await || !rules::holds(Rule::LeftoversThere) {
                 vouched.push(*session);
             }
         }
@@ -64,7 +65,7 @@ pub async fn leftovers(
         // A record alone proves nothing: it may have been written late, by a host that was frozen while its packs were
         // deleted and forgotten.
         if let ObjectKey::Inbox(session, InboxEntry::Record(_)) = key
-            && vouched.contains(session)
+            && (vouched.contains(session) || !rules::holds(Rule::LeftoversThere))
         {
             match read_record(target, key).await {
                 Ok(packs) => found.packs.extend(packs),
@@ -80,7 +81,9 @@ pub async fn leftovers(
         .try_collect()
         .await?;
     found.packs.extend(unrecorded.into_iter().flatten());
-    found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
+    if rules::holds(Rule::LeftoversAlive) {
+        found.packs.retain(|directory| dead.stage(&ObjectName::Pack(directory.pack)).is_none());
+    }
     if !found.packs.is_empty() {
         info!(packs = found.packs.len(), "taking up what an interrupted backup has uploaded");
     }

@@ -1,4 +1,4 @@
-//! Where a backup reads from: a file or block device with holes, or a stream.
+//! Where a backup reads from: a file or block device with holes, memory, or a stream.
 //!
 //! Invariant: regions come in order, each of full length but the last; what a hole reads as is zeros.
 
@@ -7,6 +7,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use rustix::fs::{SeekFrom, seek};
 use strongroom_format::chunker::REGION_BYTES;
 
@@ -30,6 +31,8 @@ pub struct Source {
 enum Input {
     /// Length known, any region can be read, holes are skipped.
     Seekable { file: File, size_bytes: u64, next: u64, data_end: u64 },
+    /// All there already.
+    Memory { bytes: Bytes, next: usize },
     /// Read once, to its end.
     Stream { reader: Box<dyn Read + Send>, ended: bool },
 }
@@ -66,6 +69,11 @@ impl Source {
         Ok(Self { name: path.to_owned(), input: Input::Seekable { file, size_bytes, next: 0, data_end: 0 } })
     }
 
+    /// Takes bytes in memory, which can be read any number of times.
+    pub fn memory(name: &str, bytes: Bytes) -> Self {
+        Self { name: PathBuf::from(name), input: Input::Memory { bytes, next: 0 } }
+    }
+
     /// Takes a stream, such as standard input.
     pub fn stream(name: &str, reader: Box<dyn Read + Send>) -> Self {
         Self { name: PathBuf::from(name), input: Input::Stream { reader, ended: false } }
@@ -80,6 +88,7 @@ impl Source {
     pub const fn size_bytes(&self) -> Option<u64> {
         match &self.input {
             Input::Seekable { size_bytes, .. } => Some(*size_bytes),
+            Input::Memory { bytes, .. } => Some(bytes.len() as u64),
             Input::Stream { .. } => None,
         }
     }
@@ -90,6 +99,10 @@ impl Source {
             Input::Seekable { next, data_end, .. } => {
                 *next = 0;
                 *data_end = 0;
+                true
+            }
+            Input::Memory { next, .. } => {
+                *next = 0;
                 true
             }
             Input::Stream { .. } => false,
@@ -108,6 +121,7 @@ impl Source {
                 *next += left.min(REGION_LEN) as u64;
                 read_at(file, start, left.min(REGION_LEN), data_end, buffer)
             }
+            Input::Memory { bytes, next } => Ok(read_memory(bytes, next, buffer)),
             Input::Stream { reader, ended } => read_stream(reader.as_mut(), ended, buffer),
         };
         read.map_err(|error| VaultError::io("reading", &self.name, error))
@@ -150,6 +164,14 @@ fn read_at(
     }
     buffer.resize(len, 0);
     Ok(Some(RegionRead::Bytes))
+}
+
+fn read_memory(bytes: &[u8], next: &mut usize, buffer: &mut Vec<u8>) -> Option<RegionRead> {
+    let region = &bytes[*next..bytes.len().min(*next + REGION_LEN)];
+    *next += region.len();
+    buffer.clear();
+    buffer.extend_from_slice(region);
+    (!region.is_empty()).then_some(RegionRead::Bytes)
 }
 
 fn pad(buffer: &mut Vec<u8>, len: u64) {

@@ -94,7 +94,9 @@ pub async fn upload_packs(
     let mut stored = 0;
     let (mut open, mut announced) = (true, false);
     while open || !uploading.is_empty() {
+        // In this order, and not at random: the same calls for the same answers.
         tokio::select! {
+            biased;
             pack = packs.recv(), if open && uploading.len() < concurrency => match pack {
                 None => open = false,
                 Some(BuiltPack { bytes, directory }) => {

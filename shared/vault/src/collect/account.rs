@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::frames::{Delta, Miscount};
 use strongroom_catalog::root::Root;
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_catalog::usage::{Filling, Sign, Usage};
 use strongroom_format::ids::{BackupId, IndexId, PackId, SegmentId};
 use strongroom_format::manifest::Manifest;
@@ -65,7 +66,9 @@ type Tried<T> = Result<T, Failure>;
 pub(super) async fn step(target: &Target) -> VaultResult<Counted> {
     let known = Known::load(target).await?;
     let root = &known.head.root;
-    let backups: BTreeSet<BackupId> = root.backups().map(|(_, backup)| backup.id).collect();
+    let counts = |trashed: bool| !trashed || rules::holds(Rule::TrashMarked);
+    let counted = root.backups().filter(|(_, backup)| counts(!backup.is_live()));
+    let backups: BTreeSet<BackupId> = counted.map(|(_, backup)| backup.id).collect();
     let indexes: BTreeSet<IndexId> = root.indexes.iter().map(|index| index.id).collect();
     let is_current = known.is_counted()
         && known.usage.uncounted(&backups).is_empty()
@@ -262,6 +265,7 @@ impl Deltas {
                         usage.note(pack, change)?;
                     }
                 }
+                usage.settle(&pack);
             }
         }
         Ok(())

@@ -9,6 +9,7 @@ use strongroom_catalog::collect::{CondemnPlan, Kept, State, Stored, plan_condemn
 use strongroom_catalog::dead::{Batch, DeadNames, ObjectName, Stage};
 use strongroom_catalog::invariants::check_unneeded;
 use strongroom_catalog::root::Root;
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_catalog::usage_nodes::UsageNode;
 use strongroom_format::ids::{BackupId, PackId, TimestampMs};
 use strongroom_format::index::{InboxRecord, MAX_INDEX_BYTES, ReaderRegistration};
@@ -85,7 +86,9 @@ pub(super) async fn step(
                 return Ok(Step::Keep(false));
             }
             let dead = target.dead_set(&head.root).await?;
-            newcomers.mark(target, uncounted(&known, &head.root)).await?;
+            if rules::holds(Rule::MarkedAgainAtCondemn) {
+                newcomers.mark(target, uncounted(&known, &head.root)).await?;
+            }
             // Again on the root that is replaced: a backup may have come in, been registered and purged meanwhile.
             mark_readers(target, options, &mut readers).await?;
             let reachable: HashSet<ObjectName> =
@@ -144,14 +147,16 @@ fn still_going<'a>(
     let going = |object: &&Stored| {
         !state.needs(&object.name)
             && !reachable.contains(&object.name)
-            && state.dead.stage(&object.name).is_none()
+            && (state.dead.stage(&object.name).is_none() || !rules::holds(Rule::CondemnedOnce))
     };
     plan.objects.iter().filter(going).collect()
 }
 
 /// The backups of a root that are not in the count.
 pub(super) fn uncounted(known: &Known, root: &Root) -> Vec<BackupId> {
-    root.backups().map(|(_, backup)| backup.id).filter(|id| !known.usage.backups.contains(id)).collect()
+    let counts = |trashed: bool| !trashed || rules::holds(Rule::TrashMarked);
+    let counted = root.backups().filter(|(_, backup)| counts(!backup.is_live()));
+    counted.map(|(_, backup)| backup.id).filter(|id| !known.usage.backups.contains(id)).collect()
 }
 
 /// Marks what registered restores read. A restore of a backup that is long gone holds nothing.
@@ -160,6 +165,9 @@ pub(super) async fn mark_readers(
     options: &CollectOptions,
     marker: &mut Marker,
 ) -> VaultResult<()> {
+    if !rules::holds(Rule::ReadersMarked) {
+        return Ok(());
+    }
     for backup in registered_readers(target, options).await? {
         if let Err(error) = marker.mark(target, [backup]).await {
             if !error.is_damage() {

@@ -7,6 +7,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use strongroom_catalog::collect::{doom, forget, ripe_batches};
 use strongroom_catalog::dead::{Batch, ObjectName, Stage};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::pack::PackDirectory;
@@ -37,7 +38,8 @@ pub(super) async fn doom_ripe(target: &Target, options: &CollectOptions) -> Vaul
 /// Step 9: deletes what is doomed, then forgets it.
 pub(super) async fn delete_doomed(target: &Target, report: &mut CollectReport) -> VaultResult<()> {
     let head = target.head().await?;
-    let doomed: Vec<&Batch> = head.root.dead.iter().filter(|batch| batch.stage == Stage::Doomed).collect();
+    let goes = |batch: &Batch| batch.stage == Stage::Doomed || !rules::holds(Rule::DoomedBeforeDeleted);
+    let doomed: Vec<&Batch> = head.root.dead.iter().filter(|batch| goes(batch)).collect();
     if doomed.is_empty() {
         return Ok(());
     }
@@ -46,8 +48,7 @@ pub(super) async fn delete_doomed(target: &Target, report: &mut CollectReport) -
     let names = target.dead_names(&head.root).await?;
     let mut doomed_names = HashSet::new();
     let mut nodes = HashSet::new();
-    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| batch.stage == Stage::Doomed)
-    {
+    for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| goes(batch)) {
         let going: Vec<ObjectName> =
             names.names.iter().filter(|name| batch.pardoned.binary_search(name).is_err()).copied().collect();
         for slice in going.chunks(DELETE_BATCH) {
@@ -133,7 +134,7 @@ async fn outdated_indexes(
     doomed: &BTreeSet<PackId>,
 ) -> VaultResult<(Vec<IndexId>, Vec<PackDirectory>)> {
     let (mut outdated, mut kept) = (Vec::new(), Vec::new());
-    if doomed.is_empty() {
+    if doomed.is_empty() || !rules::holds(Rule::IndexCleanedBeforeForgetting) {
         return Ok((outdated, kept));
     }
     let listed: BTreeSet<IndexId> = known.head.root.indexes.iter().map(|index| index.id).collect();

@@ -9,6 +9,7 @@ use strongroom_catalog::collect::plan_index_merge;
 use strongroom_catalog::commit::{NewNames, admit, pardon};
 use strongroom_catalog::dead::{DeadSet, ObjectName};
 use strongroom_catalog::root::{IndexRef, Root};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::index::{INDEX_TARGET_CHUNKS, IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::ObjectKey;
@@ -51,8 +52,10 @@ impl Replacement {
             names: own.iter().copied().chain(named).collect(),
         };
         let names = target.dead_names(&head.root).await?;
-        let Ok(condemned) = admit(&head.root, &DeadSet::new(&head.root, &names), &new) else {
-            return Ok(false);
+        let condemned = match admit(&head.root, &DeadSet::new(&head.root, &names), &new) {
+            Ok(condemned) => condemned,
+            Err(_) if !rules::holds(Rule::MergedNamesChecked) => Vec::new(),
+            Err(_) => return Ok(false),
         };
         // Being listed does not make a pack wanted: only the index objects themselves are pardoned.
         let pardoned: Vec<ObjectName> = condemned.into_iter().filter(|name| own.contains(name)).collect();

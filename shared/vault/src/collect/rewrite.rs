@@ -55,7 +55,8 @@ pub(super) async fn plan(
     Ok(plan_rewrite(&known.usage, &known.dead, &known.moved, &excluded, &options.rewrite))
 }
 
-/// Packs that backups name which are not counted, and that registered restores read: they are left as they are.
+/// Packs that backups name which are not counted, that registered restores read, or that were rewritten before and taken
+/// back (as long as the root says so, it would take them back again): they are left as they are.
 async fn named_elsewhere(
     target: &Target,
     known: &Known,
@@ -65,7 +66,9 @@ async fn named_elsewhere(
     let mut marker = Marker::default();
     marker.mark(target, uncounted(known, root)).await?;
     mark_readers(target, options, &mut marker).await?;
-    let packs = marker.raw().chain(marker.reachable(&known.moved));
+    let taken_back =
+        root.dead.iter().filter(|batch| batch.rewritten).flat_map(|batch| batch.pardoned.iter().copied());
+    let packs = marker.raw().chain(marker.reachable(&known.moved)).chain(taken_back);
     Ok(packs
         .filter_map(|name| match name {
             ObjectName::Pack(pack) => Some(pack),

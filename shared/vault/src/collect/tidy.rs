@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::SessionId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 
@@ -23,7 +24,8 @@ pub(super) async fn tidy(target: &Target, options: &CollectOptions) -> VaultResu
     let referenced = target.nodes_of(&head.root).await?;
     let unreferenced = nodes.into_iter().filter_map(|(key, row)| match key {
         ObjectKey::Node(node) => {
-            let over = node.base_epoch < head.root.epoch && !is_active(now, row.modified_ms, options);
+            let past = node.base_epoch < head.root.epoch || !rules::holds(Rule::NodesOutliveTheirSwap);
+            let over = past && !is_active(now, row.modified_ms, options);
             (over && !referenced.contains(&node)).then_some(key)
         }
         _ => None,

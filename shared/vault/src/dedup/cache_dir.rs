@@ -86,6 +86,8 @@ pub(super) fn scan(dir: &Path) -> io::Result<Vec<Table>> {
             }
         }
     }
+    // Not in the order of the file system: the same files are searched in the same order.
+    tables.sort_by_key(|table: &Table| table.path().cloned());
     Ok(tables)
 }
 

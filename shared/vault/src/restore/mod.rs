@@ -30,6 +30,7 @@ pub use sink::Sink;
 
 use crate::error::{VaultError, VaultResult};
 use crate::head::Head;
+use crate::off_thread;
 use crate::progress::Progress;
 use crate::rebuild::ChunkFinder;
 use crate::relocate::Relocator;
@@ -101,7 +102,7 @@ pub async fn restore_to_path(
     deregister(target, registration).await;
     let sink = Arc::into_inner(restored?)
         .ok_or_else(|| VaultError::Internal("a task of the restore is still writing".to_owned()))?;
-    tokio::task::spawn_blocking(move || sink.finish()).await.map_err(cut_off)??;
+    off_thread::run(move || sink.finish()).await.map_err(cut_off)??;
     Ok(restore.report())
 }
 
@@ -273,7 +274,7 @@ impl<'a> Restore<'a> {
     ) -> VaultResult<Vec<Wanted>> {
         let (read, sink, range) = (Arc::clone(read), Arc::clone(sink), range.clone());
         let (namer, progress, base) = (self.namer.clone(), Arc::clone(self.progress), self.range.start);
-        let writing = tokio::task::spawn_blocking(move || {
+        let writing = off_thread::run(move || {
             let mut damaged = Vec::new();
             // In the order of the destination, not of the pack, which is shuffled: neighbours are written together.
             let mut in_order: Vec<&Wanted> = read.wanted.iter().collect();

@@ -1,0 +1,117 @@
+//! The rules of the commit protocol that the simulation breaks, one at a time, to prove that it would notice.
+//!
+//! Invariant: without the feature `mutants`, which nothing but the simulation ever enables, every rule holds, and the
+//! question costs nothing: it is answered when the code is compiled.
+
+use std::fmt;
+
+macro_rules! rules {
+    ($($(#[doc = $text:literal])* $rule:ident,)*) => {
+        /// A rule of the protocol that the code keeps at one place.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Rule {
+            $($(#[doc = $text])* $rule,)*
+        }
+
+        impl Rule {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$rule,)*];
+
+            /// What it demands.
+            pub const fn demand(self) -> &'static str {
+                match self {
+                    $(Self::$rule => concat!($($text),*),)*
+                }
+            }
+        }
+    };
+}
+
+rules! {
+    /// A commit based on an epoch older than the root vouches for is refused.
+    BaseEpochVouched,
+    /// A commit that names a doomed object is refused.
+    DoomedRefused,
+    /// A condemned object that a commit names is pardoned in the same swap.
+    CondemnedPardoned,
+    /// A commit that inherits segments is refused when its parent is gone.
+    ParentPresent,
+    /// A commit that is asked for again is found to be in the root already.
+    CommittedOnce,
+    /// A commit that comes again after its backup was removed is refused.
+    RemovedStaysRemoved,
+    /// What new index objects name is checked like what segments name.
+    IndexedPacksChecked,
+    /// Forgetting raises the oldest epoch that the root vouches for.
+    ForgettingRaisesVouched,
+    /// Backups that came in since the mark are marked before anything is condemned.
+    MarkedAgainAtCondemn,
+    /// What another collector condemned meanwhile is not condemned again.
+    CondemnedOnce,
+    /// What the trash reaches is marked.
+    TrashMarked,
+    /// What registered restores read is marked.
+    ReadersMarked,
+    /// Only what a root has doomed is deleted.
+    DoomedBeforeDeleted,
+    /// Index objects are rewritten without the deleted packs before these are forgotten.
+    IndexCleanedBeforeForgetting,
+    /// What merged index objects name is checked like what a commit names.
+    MergedNamesChecked,
+    /// A catalog node is deleted only once the root has moved past the epoch it was written for.
+    NodesOutliveTheirSwap,
+    /// A root is replaced only after a copy of it was stored.
+    CopyBeforeSwap,
+    /// A resumed session leaves out packs that the root holds dead.
+    LeftoversAlive,
+    /// A resumed session looks for packs that may have been forgotten.
+    LeftoversThere,
+    /// Names are used once.
+    NamesUsedOnce,
+    /// What a rebuilt index names is checked like what a commit names.
+    RebuiltNamesChecked,
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// Says whether a rule is to be kept: always, but in the simulation of mutants.
+#[cfg(not(feature = "mutants"))]
+#[inline]
+pub const fn holds(_: Rule) -> bool {
+    true
+}
+
+/// Says whether a rule is to be kept: it is not the one that was broken.
+#[cfg(feature = "mutants")]
+pub fn holds(rule: Rule) -> bool {
+    broken::current() != Some(rule)
+}
+
+#[cfg(feature = "mutants")]
+pub use broken::set as set_broken;
+
+#[cfg(feature = "mutants")]
+mod broken {
+    //! Which rule is broken, in the whole process.
+
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::Rule;
+
+    /// Position in [`Rule::ALL`] plus one; 0 while all hold.
+    static BROKEN: AtomicUsize = AtomicUsize::new(0);
+
+    /// Breaks a rule, or mends the one that was broken.
+    pub fn set(rule: Option<Rule>) {
+        let position = rule.and_then(|rule| Rule::ALL.iter().position(|other| *other == rule));
+        BROKEN.store(position.map_or(0, |position| position + 1), Ordering::SeqCst);
+    }
+
+    pub(super) fn current() -> Option<Rule> {
+        Rule::ALL.get(BROKEN.load(Ordering::Relaxed).checked_sub(1)?).copied()
+    }
+}

@@ -1,0 +1,129 @@
+//! Deterministic simulation: the real operations, over a store in memory, against lost, late and repeated requests.
+//!
+//! A run is a pure function of its seed. Hosts, operators, collectors, restorers and a courier are tasks of one
+//! runtime of one thread, whose virtual clock moves only when all of them wait; every call to the store waits for a
+//! time drawn from the seed, from milliseconds to days, before and after it takes effect. [`watch`] judges every write
+//! and delete as it takes effect, [`audit`] the outcome.
+
+pub mod actors;
+mod audit;
+pub mod chance;
+pub mod volume;
+pub mod watch;
+mod wire;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::{JoinSet, LocalSet};
+
+use actors::{Climate, Person};
+use world::World;
+
+/// No run takes longer, virtually: one that does has come to a standstill.
+const LONGEST_RUN: Duration = Duration::from_secs(3650 * 86_400);
+
+/// What a run came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// What went wrong, the first first; empty if all is well.
+    pub failures: Vec<String>,
+    /// Store calls made.
+    pub calls: u64,
+    /// A hash of all of them: of two runs of a seed, the same.
+    pub trace: u64,
+    /// Backups whose manifest was stored.
+    pub made: usize,
+    /// Roots written.
+    pub epochs: u64,
+    /// Backups that were removed for good.
+    pub purged: usize,
+}
+
+/// Runs a seed. `scratch` is a folder for the index caches of hosts; `loud` prints every call.
+pub fn run(seed: u64, scratch: &Path, loud: bool) -> Outcome {
+    world::prepare();
+    let run = catch_unwind(AssertUnwindSafe(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime can be made");
+        let outcome = LocalSet::new().block_on(&runtime, live(seed, scratch, loud));
+        drop(runtime);
+        outcome
+    }));
+    run.unwrap_or_else(|_| Outcome {
+        seed,
+        failures: vec!["it panicked".to_owned()],
+        calls: 0,
+        trace: 0,
+        made: 0,
+        epochs: 0,
+        purged: 0,
+    })
+}
+
+async fn live(seed: u64, scratch: &Path, loud: bool) -> Outcome {
+    let world = World::new(seed, loud);
+    let volumes = tokio::time::timeout(LONGEST_RUN, populate(&world, scratch)).await;
+    match volumes {
+        Err(_) => world.watch().fail(&world, "everybody", "it came to a standstill"),
+        // What comes after a failure tells nothing new.
+        Ok(volumes) if world.watch().failures.is_empty() => {
+            if tokio::time::timeout(LONGEST_RUN, audit::audit(&world, &volumes)).await.is_err() {
+                world.watch().fail(&world, "auditor", "it came to a standstill");
+            }
+        }
+        Ok(_) => {}
+    }
+    let (calls, trace) = world.trace();
+    let watch = world.watch();
+    Outcome {
+        seed,
+        failures: watch.failures.clone(),
+        calls,
+        trace,
+        made: watch.made.len(),
+        epochs: watch.root.epoch.0,
+        purged: watch.purged.len(),
+    }
+}
+
+/// Lets everybody do their jobs, and names the volumes that were backed up.
+async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
+    let chance = &world.chance;
+    let climate = Climate::draw(world);
+    world.tell(|| format!("{climate:?}"));
+    let mut everybody = JoinSet::new();
+    let mut all = Vec::new();
+    for host in 0..chance.between(1, 3) {
+        let volumes: Vec<String> = (0..chance.between(1, 2)).map(|n| format!("v{host}{n}")).collect();
+        all.extend(volumes.clone());
+        let cache = chance.yes(0.3).then(|| scratch.join(format!("host{host}")));
+        let person = Person::new(world, &climate, format!("host{host}"));
+        everybody.spawn_local(person.host(chance.between(2, 6), volumes, cache));
+    }
+    for number in 0..chance.between(1, 2) {
+        let person = Person::new(world, &climate, format!("collector{number}"));
+        everybody.spawn_local(person.collector(chance.between(3, 9)));
+    }
+    everybody
+        .spawn_local(Person::new(world, &climate, "operator".to_owned()).operator(chance.between(3, 10)));
+    everybody.spawn_local(Person::new(world, &climate, "courier".to_owned()).courier(chance.between(0, 5)));
+    everybody.spawn_local(Person::new(world, &climate, "restorer".to_owned()).restorer(chance.between(0, 4)));
+    while let Some(done) = everybody.join_next().await {
+        if let Err(error) = done {
+            world.watch().fail(world, "everybody", &format!("somebody panicked: {error}"));
+        }
+        if !world.watch().failures.is_empty() {
+            break;
+        }
+    }
+    all
+}
