@@ -100,7 +100,7 @@ fn sweep(arguments: &Arguments, scratch: &Path, each: impl Fn(&Outcome) -> bool 
                         return;
                     }
                     let mut outcome = run_in(seed, scratch, arguments.loud);
-                    if seed % TWICE_EVERY == 0 && !arguments.mutants && !arguments.loud {
+                    if seed.is_multiple_of(TWICE_EVERY) && !arguments.mutants && !arguments.loud {
                         let again = run_in(seed, scratch, false);
                         if again != outcome {
                             outcome.failures.push(format!(

@@ -14,6 +14,7 @@ use strongroom_catalog::usage_nodes::UsageNode;
 use strongroom_format::ids::{BackupId, PackId, TimestampMs};
 use strongroom_format::index::{InboxRecord, MAX_INDEX_BYTES, ReaderRegistration};
 use strongroom_format::layout::{InboxEntry, KeyPrefix, NodeKey, ObjectKey};
+use strongroom_store::{Object, StoreErrorKind};
 use tracing::info;
 
 use super::state::Known;
@@ -185,13 +186,23 @@ async fn registered_readers(target: &Target, options: &CollectOptions) -> VaultR
     for (key, row) in target.list(KeyPrefix::Inbox).await? {
         if matches!(key, ObjectKey::Inbox(_, InboxEntry::Reader))
             && is_active(now, row.modified_ms, options)
-            && let Ok(object) = target.context.store.get(&key, MAX_INDEX_BYTES).await
+            && let Some(object) = read_entry(target, &key).await?
         {
             let reader: ReaderRegistration = target.sealer.open(&key, &object.bytes)?;
             readers.insert(reader.backup);
         }
     }
     Ok(readers)
+}
+
+/// Reads an entry of the inbox; `None` if it has gone meanwhile. What can't be read now may be a restore that counts on
+/// being heard.
+async fn read_entry(target: &Target, key: &ObjectKey) -> VaultResult<Option<Object>> {
+    match target.context.store.get(key, MAX_INDEX_BYTES).await {
+        Ok(object) => Ok(Some(object)),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The packs of sessions that are being worked on.
@@ -201,7 +212,7 @@ async fn packs_of_sessions(target: &Target, options: &CollectOptions) -> VaultRe
     for (key, row) in target.list(KeyPrefix::Inbox).await? {
         if matches!(key, ObjectKey::Inbox(_, InboxEntry::Record(_)))
             && is_active(now, row.modified_ms, options)
-            && let Ok(object) = target.context.store.get(&key, MAX_INDEX_BYTES).await
+            && let Some(object) = read_entry(target, &key).await?
         {
             let record: InboxRecord = target.sealer.open(&key, &object.bytes)?;
             packs.extend(record.packs.packs().map(ObjectName::Pack));
