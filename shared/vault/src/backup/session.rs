@@ -54,8 +54,12 @@ pub async fn leftovers(
     let mut found = Leftovers::default();
     let mut vouched = Vec::new();
     for key in &keys {
-        if let ObjectKey::Inbox(session, InboxEntry::Open) = key {
+        if let ObjectKey::Inbox(session, InboxEntry::Open | InboxEntry::Record(_)) = key
+            && !found.sessions.contains(session)
+        {
             found.sessions.push(*session);
+        }
+        if let ObjectKey::Inbox(session, InboxEntry::Open) = key {
             if opened_on_vouched_epoch(target, key, root).await || !rules::holds(Rule::LeftoversThere) {
                 vouched.push(*session);
             }
