@@ -59,10 +59,10 @@ pub async fn leftovers(
         {
             found.sessions.push(*session);
         }
-        if let ObjectKey::Inbox(session, InboxEntry::Open) = key {
-            if opened_on_vouched_epoch(target, key, root).await || !rules::holds(Rule::LeftoversThere) {
-                vouched.push(*session);
-            }
+        if let ObjectKey::Inbox(session, InboxEntry::Open) = key
+            && (opened_on_vouched_epoch(target, key, root).await || !rules::holds(Rule::LeftoversThere))
+        {
+            vouched.push(*session);
         }
     }
     for key in &keys {
