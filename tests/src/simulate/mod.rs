@@ -2,8 +2,8 @@
 //!
 //! A run is a pure function of its seed. Hosts, operators, collectors, restorers and a courier are tasks of one
 //! runtime of one thread, whose virtual clock moves only when all of them wait; every call to the store waits for a
-//! time drawn from the seed, from milliseconds to days, before and after it takes effect. [`watch`] judges every write
-//! and delete as it takes effect, [`audit`] the outcome.
+//! time drawn from the seed, from milliseconds to days, before and after it takes effect. `watch` judges every write
+//! and delete as it takes effect, `audit` the outcome.
 
 pub mod actors;
 mod audit;
