@@ -3,6 +3,7 @@
 //! Invariant: whatever brings new names into a root (commit, merge, rebuild) passes [`admit`] on the very root it
 //! replaces. So nothing doomed, deleted or forgotten ever becomes referenced.
 
+use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{BackupId, Epoch, Incarnation};
 use strongroom_format::manifest::Manifest;
 
@@ -22,7 +23,8 @@ pub struct NewNames {
 }
 
 /// Why names may not come in.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Refusal {
     /// The root was rebuilt since.
     #[error("the catalog was rebuilt since this began (it is now incarnation {now}); start again")]

@@ -46,6 +46,12 @@ pub enum ObjectKey {
     Outcome(SessionId),
     /// `runs/<run>`
     Run(RunId),
+    /// `fleet/settings`: hosts and targets of the fleet that has its home here.
+    FleetSettings,
+    /// `fleet/agenda`: when each shard is due next.
+    FleetAgenda,
+    /// `fleet/shards/<4 hex>`: some of the fleet's volumes.
+    FleetShard(u16),
 }
 
 /// The name of a catalog node: the epoch of the root it was written to follow, and 128 random bits.
@@ -86,6 +92,8 @@ pub enum KeyPrefix {
     Outcomes,
     /// `runs/`
     Runs,
+    /// `fleet/`
+    Fleet,
 }
 
 impl fmt::Display for KeyPrefix {
@@ -107,6 +115,7 @@ impl fmt::Display for KeyPrefix {
             }
             Self::Outcomes => f.write_str("outcomes/"),
             Self::Runs => f.write_str("runs/"),
+            Self::Fleet => f.write_str("fleet/"),
         }
     }
 }
@@ -128,6 +137,9 @@ impl fmt::Display for ObjectKey {
             Self::Inbox(session, InboxEntry::Reader) => write!(f, "inbox/{session}/reader"),
             Self::Outcome(session) => write!(f, "outcomes/{session}"),
             Self::Run(run) => write!(f, "runs/{run}"),
+            Self::FleetSettings => f.write_str("fleet/settings"),
+            Self::FleetAgenda => f.write_str("fleet/agenda"),
+            Self::FleetShard(shard) => write!(f, "fleet/shards/{shard:04x}"),
         }
     }
 }
@@ -174,6 +186,11 @@ impl ObjectKey {
             }
             Some(("outcomes", rest)) => Self::Outcome(rest.parse().ok()?),
             Some(("runs", rest)) => Self::Run(rest.parse().ok()?),
+            Some(("fleet", "settings")) => Self::FleetSettings,
+            Some(("fleet", "agenda")) => Self::FleetAgenda,
+            Some(("fleet", rest)) => {
+                Self::FleetShard(u16::from_str_radix(rest.strip_prefix("shards/")?, 16).ok()?)
+            }
             Some(_) => return None,
         };
         // One spelling only: rejects a wrong pack shard, short digits, signs, upper case.
@@ -210,6 +227,9 @@ mod tests {
             id.prop_map(|id| ObjectKey::Inbox(SessionId::from_bytes(id), InboxEntry::Reader)),
             id.prop_map(|id| ObjectKey::Outcome(SessionId::from_bytes(id))),
             id.prop_map(|id| ObjectKey::Run(RunId::from_bytes(id))),
+            Just(ObjectKey::FleetSettings),
+            Just(ObjectKey::FleetAgenda),
+            any::<u16>().prop_map(ObjectKey::FleetShard),
         ]
     }
 
@@ -220,7 +240,7 @@ mod tests {
         }
 
         #[test]
-        fn what_parses_is_spelled_the_one_way(text in "(roots|nodes|packs|index|inbox|runs)/[0-9a-f/-]{0,60}") {
+        fn what_parses_is_spelled_the_one_way(text in "(roots|nodes|packs|index|inbox|runs|fleet|fleet/shards)/[0-9a-f/-]{0,60}") {
             if let Some(key) = ObjectKey::parse(&text) {
                 prop_assert_eq!(key.to_string(), text);
             }
@@ -239,6 +259,8 @@ mod tests {
             "roots/+0000000000000000001",
             "inbox/0123456789abcdef0123456789abcdef/1",
             "index/../root",
+            "fleet/shards/+123",
+            "fleet/shards/12345",
         ] {
             assert_eq!(ObjectKey::parse(text), None, "{text}");
         }

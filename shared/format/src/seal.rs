@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{FormatError, Problem};
-use crate::ids::{PackId, SessionId, TargetId, VolumeTag};
+use crate::ids::{PackId, RunId, SessionId, TargetId, VolumeTag};
 use crate::layout::ObjectKey;
 use crate::secrets::{CatalogSecret, Secret32, VOLUME_TAG_CONTEXT};
 use crate::{FORMAT_VERSION, codec};
@@ -54,6 +54,12 @@ pub enum Kind {
     Outcome = 11,
     /// Progress and outcome of a run.
     Run = 12,
+    /// Hosts and targets of a fleet.
+    FleetSettings = 13,
+    /// Some of a fleet's volumes, their schedules and what they wait for.
+    FleetShard = 14,
+    /// When each shard of a fleet is due next.
+    FleetAgenda = 15,
 }
 
 /// A body that is stored under a seal of its own kind.
@@ -151,6 +157,14 @@ impl Sealer {
         let mut hasher = blake3::Hasher::new_keyed(self.tag_key.expose());
         hasher.update(session.as_bytes()).update(&number.to_le_bytes());
         PackId::from_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a hash is longer than a name"))
+    }
+
+    /// The name of a run: the first 16 bytes of keyed BLAKE3 of `"strongroom/v1/run" ‖ what`, so that whoever asks for
+    /// the same run twice asks for one run.
+    pub fn run_name(&self, what: &[u8]) -> RunId {
+        let mut hasher = blake3::Hasher::new_keyed(self.tag_key.expose());
+        hasher.update(b"strongroom/v1/run").update(what);
+        RunId::from_bytes(*hasher.finalize().as_bytes().first_chunk().expect("a hash is longer than a name"))
     }
 
     /// Seals a body as the object `key`.

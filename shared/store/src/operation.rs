@@ -70,13 +70,15 @@ pub enum KeyKind {
     Outcome,
     /// `runs/…`
     Run,
+    /// `fleet/…`
+    Fleet,
     /// A call about several kinds at once: a listing of everything, a delete across folders.
     Mixed,
 }
 
 impl KeyKind {
     /// Every kind, in the order of the discriminants.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Root,
         Self::Keyring,
         Self::RootCopy,
@@ -88,6 +90,7 @@ impl KeyKind {
         Self::Inbox,
         Self::Outcome,
         Self::Run,
+        Self::Fleet,
         Self::Mixed,
     ];
 
@@ -105,6 +108,7 @@ impl KeyKind {
             Self::Inbox => "inbox",
             Self::Outcome => "outcomes",
             Self::Run => "runs",
+            Self::Fleet => "fleet",
             Self::Mixed => "mixed",
         }
     }
@@ -139,6 +143,7 @@ impl From<&ObjectKey> for KeyKind {
             ObjectKey::Inbox(..) => Self::Inbox,
             ObjectKey::Outcome(_) => Self::Outcome,
             ObjectKey::Run(_) => Self::Run,
+            ObjectKey::FleetSettings | ObjectKey::FleetAgenda | ObjectKey::FleetShard(_) => Self::Fleet,
         }
     }
 }
@@ -156,6 +161,7 @@ impl From<KeyPrefix> for KeyKind {
             KeyPrefix::Inbox | KeyPrefix::InboxOf(_) | KeyPrefix::InboxOfVolume(_) => Self::Inbox,
             KeyPrefix::Outcomes => Self::Outcome,
             KeyPrefix::Runs => Self::Run,
+            KeyPrefix::Fleet => Self::Fleet,
         }
     }
 }

@@ -3,9 +3,12 @@
 //! A handler: it takes the target (store, clock, randomness) and the request, and can be run any number of times with
 //! the same request, by any number of committers at once.
 
+use std::fmt;
+
+use async_trait::async_trait;
 use strongroom_catalog::commit::{self, CommitVerdict};
 use strongroom_catalog::dead::DeadSet;
-use strongroom_format::ids::{BackupId, Epoch};
+use strongroom_format::ids::{BackupId, Epoch, SessionId};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{MAX_MANIFEST_BYTES, Manifest};
 
@@ -29,6 +32,38 @@ pub struct Committed {
     pub epoch: Epoch,
     /// Whether an earlier try had already succeeded.
     pub already: bool,
+}
+
+/// Who commits a backup for the session that made it. Its futures stay on one thread, as those of all swaps do: what
+/// decides on a root borrows from its caller.
+#[async_trait(?Send)]
+pub trait Committer: fmt::Debug + Send + Sync {
+    /// Has a backup committed, and waits for the answer.
+    ///
+    /// # Errors
+    /// `Refused` if a new session may succeed; anything else as [`commit`].
+    async fn commit(
+        &self,
+        target: &Target,
+        session: SessionId,
+        request: &CommitRequest,
+    ) -> VaultResult<Committed>;
+}
+
+/// Commits on the spot: for those who may write the root.
+#[derive(Debug, Clone, Copy)]
+pub struct Direct;
+
+#[async_trait(?Send)]
+impl Committer for Direct {
+    async fn commit(
+        &self,
+        target: &Target,
+        _session: SessionId,
+        request: &CommitRequest,
+    ) -> VaultResult<Committed> {
+        commit(target, request).await
+    }
 }
 
 /// Commits a backup.

@@ -136,7 +136,11 @@ fn read_objects(folder: &Path) -> BTreeMap<String, Value> {
             ObjectKey::Inbox(_, InboxEntry::Reader) => {
                 json!(sealer.open::<ReaderRegistration>(key, &bytes).unwrap())
             }
-            ObjectKey::Outcome(_) | ObjectKey::Run(_) => panic!("{key}: version 1 has no such object"),
+            ObjectKey::Outcome(_)
+            | ObjectKey::Run(_)
+            | ObjectKey::FleetSettings
+            | ObjectKey::FleetAgenda
+            | ObjectKey::FleetShard(_) => panic!("{key}: this target has no such object"),
         }
     };
     object_keys(folder).iter().map(|key| (key.to_string(), read_one(key))).collect()
@@ -402,6 +406,10 @@ fn refuses(sealer: &Sealer, key: &ObjectKey, bytes: &[u8]) -> bool {
         ObjectKey::Inbox(_, InboxEntry::Open) => sealer.open::<InboxOpen>(key, bytes).is_err(),
         ObjectKey::Inbox(_, InboxEntry::Record(_)) => sealer.open::<InboxRecord>(key, bytes).is_err(),
         ObjectKey::Inbox(_, InboxEntry::Reader) => sealer.open::<ReaderRegistration>(key, bytes).is_err(),
-        ObjectKey::Outcome(_) | ObjectKey::Run(_) => panic!("{key}: version 1 has no such object"),
+        ObjectKey::Outcome(_)
+        | ObjectKey::Run(_)
+        | ObjectKey::FleetSettings
+        | ObjectKey::FleetAgenda
+        | ObjectKey::FleetShard(_) => panic!("{key}: this target has no such object"),
     }
 }

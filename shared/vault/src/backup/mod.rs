@@ -37,7 +37,7 @@ use tracing::{info, warn};
 
 pub use source::Source;
 
-use crate::commit::{CommitRequest, Committed, commit};
+use crate::commit::{CommitRequest, Committed, Committer, Direct};
 use crate::context::Entropy;
 use crate::dedup::{DedupIndex, DedupLimits, DirectoryLoader};
 use crate::error::{VaultError, VaultResult};
@@ -103,14 +103,28 @@ pub struct BackupReport {
 /// again); `WrongKey` without ingest secrets.
 pub async fn backup(
     target: &Target,
+    source: Source,
+    options: &BackupOptions,
+    progress: &Arc<Progress>,
+) -> VaultResult<BackupReport> {
+    backup_through(target, source, options, progress, &Direct).await
+}
+
+/// Backs up a source and asks `committer` for the commit: on a host that has no right to write the root.
+///
+/// # Errors
+/// Those of [`backup`], and the committer's.
+pub async fn backup_through(
+    target: &Target,
     mut source: Source,
     options: &BackupOptions,
     progress: &Arc<Progress>,
+    committer: &dyn Committer,
 ) -> VaultResult<BackupReport> {
     check_volume_name(&options.volume).map_err(VaultError::Invalid)?;
     for attempt in 1.. {
         progress.reset();
-        let tried = Box::pin(attempt_backup(target, source, options, progress)).await;
+        let tried = Box::pin(attempt_backup(target, source, options, progress, committer)).await;
         match tried {
             Ok((report, _)) => return Ok(report),
             Err((VaultError::Refused(refusal), Some(mut again))) => {
@@ -133,6 +147,7 @@ async fn attempt_backup(
     source: Source,
     options: &BackupOptions,
     progress: &Arc<Progress>,
+    committer: &dyn Committer,
 ) -> Attempt<(BackupReport, Source)> {
     if let Some(size_bytes) = source.size_bytes() {
         if size_bytes > MAX_VOLUME_BYTES {
@@ -148,7 +163,7 @@ async fn attempt_backup(
         Ok(session) => session,
         Err(error) => return Err((error, Some(source))),
     };
-    let (ran, source) = session.run(source, options).await;
+    let (ran, source) = session.run(source, options, committer).await;
     match ran {
         Ok(report) => source.map(|source| (report, source)).ok_or_else(|| (lister::stopped(), None)),
         Err(error) => Err((error, source)),
@@ -224,6 +239,7 @@ impl Session {
         self,
         source: Source,
         options: &BackupOptions,
+        committer: &dyn Committer,
     ) -> (VaultResult<BackupReport>, Option<Source>) {
         let (packs_tx, packs_rx) = mpsc::channel(1);
         let (records_tx, records_rx) = mpsc::unbounded_channel();
@@ -279,7 +295,7 @@ impl Session {
             let (writer, pack_bytes) = uploaded?;
             let cut = cut?;
             let record_bytes = recorded?;
-            self.finish(cut, writer, pack_bytes + record_bytes, options.workers).await
+            self.finish(cut, writer, pack_bytes + record_bytes, options.workers, committer).await
         };
         (finished.await, source)
     }
@@ -291,6 +307,7 @@ impl Session {
         mut writer: IndexWriter,
         stored_bytes: u64,
         workers: usize,
+        committer: &dyn Committer,
     ) -> VaultResult<BackupReport> {
         let Cutting { size_bytes, sources, lister } = cut;
         let listing = async move {
@@ -324,7 +341,7 @@ impl Session {
             backup: manifest.backup,
             index_sizes: writer.written.iter().map(|(_, length)| *length).collect(),
         };
-        let Committed { epoch, .. } = commit(&self.target, &request).await?;
+        let Committed { epoch, .. } = committer.commit(&self.target, self.info.session, &request).await?;
         let mut sessions = self.leftovers.sessions.clone();
         if manifest.stats.new_chunks > 0 {
             sessions.push(self.info.session);

@@ -1,0 +1,106 @@
+//! What functions and agents are given: the home, ways to other targets, and ways to send messages.
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use strongroom_vault::{Target, VaultResult};
+
+use crate::home::Home;
+use crate::message::{Message, RunMessage};
+use crate::run::Run;
+use strongroom_format::ids::RunId;
+
+/// The queues of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum QueueName {
+    /// Clock ticks, to the scheduler.
+    Ticks,
+    /// Requests, to the dispatcher.
+    Requests,
+    /// Sessions that ask for a commit, to the committer.
+    Commits,
+    /// Runs of retention.
+    Retention,
+    /// Runs of garbage collection.
+    Gc,
+    /// Clock ticks, to the reconciler.
+    Checks,
+    /// Runs of a host.
+    Host(String),
+}
+
+impl fmt::Display for QueueName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ticks => f.write_str("ticks"),
+            Self::Requests => f.write_str("requests"),
+            Self::Commits => f.write_str("commits"),
+            Self::Retention => f.write_str("retention"),
+            Self::Gc => f.write_str("gc"),
+            Self::Checks => f.write_str("checks"),
+            Self::Host(host) => write!(f, "host-{host}"),
+        }
+    }
+}
+
+impl QueueName {
+    /// The queue of those who do a run: its host's, or a function's. `None` if it is done where it was asked for.
+    pub fn of_run(run: &Run) -> Option<Self> {
+        use crate::run::Job;
+        match &run.job {
+            Job::Backup { host, .. } | Job::Restore { host, .. } | Job::Verify { host, .. } => {
+                Some(Self::Host(host.clone()))
+            }
+            Job::Retention { .. } => Some(Self::Retention),
+            Job::Collect { .. } => Some(Self::Gc),
+            Job::Change { .. } => None,
+        }
+    }
+}
+
+/// Sends messages: at least once, in no order.
+#[async_trait]
+pub trait Outbox: fmt::Debug + Send + Sync {
+    /// Sends messages to a queue. When it fails, some of them may have been sent.
+    ///
+    /// # Errors
+    /// `Store` with `Unavailable` or `Denied`; `Invalid` if there is no such queue.
+    async fn send(&self, queue: &QueueName, bodies: &[String]) -> VaultResult<()>;
+}
+
+/// Opens targets.
+#[async_trait]
+pub trait Targets: fmt::Debug + Send + Sync {
+    /// Opens the target that the fleet calls `name`; the home if `None`.
+    ///
+    /// # Errors
+    /// `Invalid` if the fleet knows no such target; those of opening one.
+    async fn open(&self, name: Option<&str>) -> VaultResult<Target>;
+}
+
+/// What a function or an agent stands on.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// The fleet's state.
+    pub home: Home,
+    /// Its targets.
+    pub targets: Arc<dyn Targets>,
+    /// Its queues.
+    pub outbox: Arc<dyn Outbox>,
+}
+
+impl Service {
+    /// Makes a run, if it is not there, and tells those who are to do it. Asked again, it tells them again: they know
+    /// a run that they did.
+    ///
+    /// # Errors
+    /// `Store`; those of [`Outbox::send`].
+    pub async fn announce(&self, id: RunId, run: &Run) -> VaultResult<()> {
+        self.home.create_run(id, run).await?;
+        if let Some(queue) = QueueName::of_run(run) {
+            self.outbox.send(&queue, &[RunMessage::new(id).to_json()]).await?;
+        }
+        Ok(())
+    }
+}
