@@ -20,8 +20,11 @@ pub struct AgendaEntry {
     pub version: u64,
     /// When the scheduler must look at the shard next.
     pub due: Option<TimestampMs>,
-    /// Volumes with a run whose end is not yet known: what the reconciler looks at.
+    /// Runs whose end is not yet known: what the reconciler looks at.
     pub active: u32,
+    /// When the first of its volumes misses its recovery point objective.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub late: Option<TimestampMs>,
     /// Volumes in it.
     pub volumes: u32,
 }
@@ -32,7 +35,15 @@ pub struct AgendaEntry {
 pub struct Agenda {
     /// Shards that hold anything, by number.
     pub shards: BTreeMap<u16, AgendaEntry>,
+    /// When the daily upkeep (retention, garbage collection) was last asked for.
+    #[serde(default)]
+    pub upkeep: TimestampMs,
 }
+
+/// Time between two upkeeps, milliseconds.
+const UPKEEP_PERIOD_MS: u64 = 24 * 3_600_000;
+/// When upkeep is due, after midnight UTC, milliseconds.
+const UPKEEP_OFFSET_MS: u64 = 2 * 3_600_000;
 
 impl SealedBody for Agenda {
     const KIND: Kind = Kind::FleetAgenda;
@@ -69,9 +80,19 @@ impl Agenda {
         self.shards.iter().filter(is_due).map(|(shard, _)| *shard).collect()
     }
 
-    /// The shards with a run whose end is not yet known.
-    pub fn active(&self) -> Vec<u16> {
-        self.shards.iter().filter(|(_, entry)| entry.active > 0).map(|(shard, _)| *shard).collect()
+    /// The shards that the reconciler must look at: with a run whose end is not yet known, or a volume that is late.
+    pub fn to_check(&self, now: TimestampMs) -> Vec<u16> {
+        let wanted = |(_, entry): &(&u16, &AgendaEntry)| {
+            entry.active > 0 || entry.late.is_some_and(|late| late <= now)
+        };
+        self.shards.iter().filter(wanted).map(|(shard, _)| *shard).collect()
+    }
+
+    /// The upkeep that is due, named by the moment it was due at; the newest one only.
+    pub fn upkeep_due(&self, now: TimestampMs) -> Option<TimestampMs> {
+        let since = now.0.checked_sub(UPKEEP_OFFSET_MS)? % UPKEEP_PERIOD_MS;
+        let newest = TimestampMs(now.0 - since);
+        (newest > self.upkeep).then_some(newest)
     }
 }
 
@@ -82,7 +103,7 @@ mod tests {
     #[test]
     fn late_news_of_a_shard_change_nothing() {
         let entry =
-            |version, due| AgendaEntry { version, due: Some(TimestampMs(due)), active: 0, volumes: 1 };
+            |version, due| AgendaEntry { version, due: Some(TimestampMs(due)), active: 0, late: None, volumes: 1 };
         let mut agenda = Agenda::default();
         assert!(agenda.update(&[(3, entry(2, 50))]));
         assert!(!agenda.update(&[(3, entry(1, 10)), (3, entry(2, 99))]));
@@ -90,5 +111,17 @@ mod tests {
         assert_eq!(agenda.due(TimestampMs(50)), [3]);
         assert!(agenda.update(&[(3, entry(3, 60))]));
         assert_eq!(agenda.due(TimestampMs(50)), [] as [u16; 0]);
+    }
+
+    #[test]
+    fn upkeep_comes_once_a_day() {
+        let hour = 3_600_000;
+        let mut agenda = Agenda::default();
+        assert_eq!(agenda.upkeep_due(TimestampMs(hour)), None);
+        let due = agenda.upkeep_due(TimestampMs(50 * hour + 1)).unwrap();
+        assert_eq!(due, TimestampMs(50 * hour));
+        agenda.upkeep = due;
+        assert_eq!(agenda.upkeep_due(TimestampMs(73 * hour)), None);
+        assert_eq!(agenda.upkeep_due(TimestampMs(74 * hour)), Some(TimestampMs(74 * hour)));
     }
 }

@@ -20,4 +20,4 @@ pub mod tick;
 pub mod volume;
 
 pub use home::Home;
-pub use service::{Outbox, QueueName, Service, Targets};
+pub use service::{Failure, Incoming, Outbox, QueueName, Service, Targets};

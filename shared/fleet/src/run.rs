@@ -90,7 +90,21 @@ pub enum Job {
         /// The target; the home if none is named.
         target: Option<String>,
     },
-    /// A change of the fleet or of backups that a function makes at once.
+    /// Move backups to the trash.
+    Delete {
+        /// The backups, as they were found when it was asked for.
+        backups: Vec<BackupId>,
+        /// The target; the home if none is named.
+        target: Option<String>,
+    },
+    /// Take backups out of the trash.
+    Undelete {
+        /// The backups.
+        backups: Vec<BackupId>,
+        /// The target; the home if none is named.
+        target: Option<String>,
+    },
+    /// A change of the fleet that the dispatcher makes at once.
     Change {
         /// What was asked for, in words.
         what: String,
@@ -102,7 +116,7 @@ impl Job {
     pub fn host(&self) -> Option<&str> {
         match self {
             Self::Backup { host, .. } | Self::Restore { host, .. } | Self::Verify { host, .. } => Some(host),
-            Self::Retention { .. } | Self::Collect { .. } | Self::Change { .. } => None,
+            _ => None,
         }
     }
 
@@ -122,7 +136,9 @@ impl Job {
             | Self::Restore { target, .. }
             | Self::Verify { target, .. }
             | Self::Retention { target, .. }
-            | Self::Collect { target, .. } => target.as_deref(),
+            | Self::Collect { target, .. }
+            | Self::Delete { target, .. }
+            | Self::Undelete { target, .. } => target.as_deref(),
             Self::Change { .. } => None,
         }
     }
@@ -135,6 +151,8 @@ impl Job {
             Self::Verify { .. } => "verify",
             Self::Retention { .. } => "retention",
             Self::Collect { .. } => "gc",
+            Self::Delete { .. } => "delete",
+            Self::Undelete { .. } => "undelete",
             Self::Change { .. } => "change",
         }
     }
@@ -151,6 +169,8 @@ pub enum Origin {
         /// Earlier slots merged into it.
         merged: u32,
     },
+    /// The daily upkeep, or a backup that was committed.
+    Upkeep,
     /// A request, with its idempotency key.
     Request {
         /// The key.
@@ -273,6 +293,12 @@ impl Run {
     pub fn released(&self, attempt: u32) -> Option<Self> {
         let running = matches!(self.state, RunState::Running { .. });
         (running && self.attempt == attempt).then(|| Self { state: RunState::Queued, ..self.clone() })
+    }
+
+    /// The run, put back so that somebody goes on where it stands: progress was made, so no attempt is counted.
+    #[must_use]
+    pub fn continued(&self) -> Self {
+        Self { attempt: 0, state: RunState::Queued, ..self.clone() }
     }
 
     /// The run, done.

@@ -54,8 +54,36 @@ impl QueueName {
             }
             Job::Retention { .. } => Some(Self::Retention),
             Job::Collect { .. } => Some(Self::Gc),
-            Job::Change { .. } => None,
+            Job::Delete { .. } | Job::Undelete { .. } | Job::Change { .. } => None,
         }
+    }
+}
+
+/// A message as a handler gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    /// What its queue calls it.
+    pub id: String,
+    /// What it says.
+    pub body: String,
+    /// How often it was received, this time included.
+    pub receives: u32,
+}
+
+/// A message that was not dealt with: it comes again, and ends among the dead letters if that does not help. The others
+/// of its batch are done with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// What its queue calls it.
+    pub id: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl Incoming {
+    /// Says that it was not dealt with.
+    pub fn failed(&self, reason: impl fmt::Display) -> Failure {
+        Failure { id: self.id.clone(), reason: reason.to_string() }
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a volume lies in the shard that its name falls into; a shard's version rises with each swap.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{RunId, TimestampMs};
@@ -27,6 +27,9 @@ pub struct Shard {
     pub version: u64,
     /// The volumes, by name.
     pub volumes: BTreeMap<String, VolumeState>,
+    /// Runs that were requested, whose end is not yet known.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub requested: BTreeSet<RunId>,
 }
 
 impl SealedBody for Shard {
@@ -38,6 +41,16 @@ impl SealedBody for Shard {
 pub fn shard_of(sealer: &Sealer, volume: &str) -> u16 {
     let [a, b, ..] = sealer.volume_tag(volume).0;
     u16::from_le_bytes([a, b]) % SHARDS
+}
+
+/// The shard that keeps an eye on a requested run.
+pub fn shard_of_run(run: RunId) -> u16 {
+    u16::from(run.as_bytes()[0]) % SHARDS
+}
+
+/// The name of the run that a request asks for.
+pub fn run_of_request(sealer: &Sealer, key: &str) -> RunId {
+    sealer.run_name(&[b"request\0", key.as_bytes()].concat())
 }
 
 /// How much later than its slots a volume's runs begin, milliseconds: spread evenly over the schedule's jitter.
@@ -58,8 +71,8 @@ impl Shard {
     /// # Errors
     /// The reason, in words.
     pub fn check(&self) -> Result<(), String> {
-        if self.volumes.len() > MAX_VOLUMES {
-            return Err(format!("holds more than {MAX_VOLUMES} volumes"));
+        if self.volumes.len().max(self.requested.len()) > MAX_VOLUMES {
+            return Err(format!("holds more than {MAX_VOLUMES} volumes or runs"));
         }
         self.volumes.iter().try_for_each(|(name, volume)| {
             check_volume_name(name)?;
@@ -92,8 +105,13 @@ impl Shard {
     pub fn entry(&self, sealer: &Sealer) -> AgendaEntry {
         let due = self.volumes.iter().filter_map(|(name, volume)| self.due(sealer, name, volume)).min();
         let active = self.volumes.values().filter(|volume| volume.active.is_some()).count();
-        let volumes = self.volumes.len();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-        AgendaEntry { version: self.version, due, active: count(active), volumes: count(volumes) }
+        AgendaEntry {
+            version: self.version,
+            due,
+            active: count(active + self.requested.len()),
+            late: self.volumes.values().filter_map(VolumeState::late_at).min(),
+            volumes: count(self.volumes.len()),
+        }
     }
 }

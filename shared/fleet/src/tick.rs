@@ -68,7 +68,9 @@ pub fn settle_ends(shard: &mut Shard, ends: &Ends) -> bool {
         volume.active = None;
         changed = true;
     }
-    changed
+    let pending = shard.requested.len();
+    shard.requested.retain(|run| matches!(ends.get(run), None | Some(End::NotYet)));
+    changed || shard.requested.len() < pending
 }
 
 /// Decides which runs begin now; says whether any was decided.

@@ -143,4 +143,10 @@ impl VolumeState {
     pub const fn new(spec: VolumeSpec, now: TimestampMs) -> Self {
         Self { spec, settled: now, active: None, last_success: None, last_failure: None, added: now }
     }
+
+    /// When it misses its recovery point objective, if it has one and nothing more succeeds.
+    pub fn late_at(&self) -> Option<TimestampMs> {
+        let since = self.last_success.unwrap_or(self.added);
+        self.spec.rpo_ms.map(|rpo_ms| TimestampMs(since.0.saturating_add(rpo_ms)))
+    }
 }
