@@ -102,8 +102,13 @@ mod tests {
 
     #[test]
     fn late_news_of_a_shard_change_nothing() {
-        let entry =
-            |version, due| AgendaEntry { version, due: Some(TimestampMs(due)), active: 0, late: None, volumes: 1 };
+        let entry = |version, due| AgendaEntry {
+            version,
+            due: Some(TimestampMs(due)),
+            active: 0,
+            late: None,
+            volumes: 1,
+        };
         let mut agenda = Agenda::default();
         assert!(agenda.update(&[(3, entry(2, 50))]));
         assert!(!agenda.update(&[(3, entry(1, 10)), (3, entry(2, 99))]));

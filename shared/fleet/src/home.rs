@@ -135,6 +135,21 @@ impl Home {
         .await
     }
 
+    /// Notes that the upkeep of a moment was asked for.
+    ///
+    /// # Errors
+    /// `Store`; `Format`.
+    pub async fn note_upkeep(&self, moment: TimestampMs) -> VaultResult<()> {
+        self.swap(&ObjectKey::FleetAgenda, |agenda: &Agenda| {
+            Ok(if agenda.upkeep >= moment {
+                Change::Keep(())
+            } else {
+                Change::Replace(Agenda { upkeep: moment, ..agenda.clone() }, ())
+            })
+        })
+        .await
+    }
+
     /// Reads a shard.
     ///
     /// # Errors

@@ -33,6 +33,17 @@ pub enum Verdict {
     Invalid(String),
 }
 
+impl Verdict {
+    /// What it is called in logs.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Committed { .. } => "committed",
+            Self::Refused(_) => "refused",
+            Self::Invalid(_) => "invalid",
+        }
+    }
+}
+
 impl SealedBody for Outcome {
     const KIND: Kind = Kind::Outcome;
     const MAX_BODY_BYTES: usize = 16 << 20;

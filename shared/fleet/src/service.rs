@@ -8,7 +8,7 @@ use strongroom_vault::{Target, VaultResult};
 
 use crate::home::Home;
 use crate::message::{Message, RunMessage};
-use crate::run::Run;
+use crate::run::{Claim, Run};
 use strongroom_format::ids::RunId;
 
 /// The queues of a fleet.
@@ -118,7 +118,60 @@ pub struct Service {
     pub outbox: Arc<dyn Outbox>,
 }
 
+/// What came of asking to work on a run.
+#[derive(Debug)]
+pub enum Claimed {
+    /// It is the caller's, as it now stands.
+    Mine(Box<Run>),
+    /// There is nothing to do: it has ended, or was just given up.
+    Ended,
+    /// Somebody else works on it. The message should come again later.
+    Busy,
+    /// There is no such run.
+    Unknown,
+}
+
+/// How often a claim is tried against others.
+const MAX_CLAIM_TRIES: u32 = 20;
+
 impl Service {
+    /// Takes a run to work on. `silent_ms`: after so long without a sign of life, whoever works on it counts as gone.
+    ///
+    /// # Errors
+    /// `Store`; `Format`.
+    pub async fn claim(&self, id: RunId, silent_ms: u64) -> VaultResult<Claimed> {
+        for _ in 0..MAX_CLAIM_TRIES {
+            let Some((run, etag)) = self.home.run(id).await? else { return Ok(Claimed::Unknown) };
+            let (next, answer) = match run.claim(self.home.now(), silent_ms) {
+                Claim::Ended => return Ok(Claimed::Ended),
+                Claim::Busy => return Ok(Claimed::Busy),
+                Claim::Granted(run) => (run.clone(), Claimed::Mine(run)),
+                Claim::GivenUp(run) => (run, Claimed::Ended),
+            };
+            if self.home.replace_run(id, &next, &etag).await?.is_some() {
+                return Ok(answer);
+            }
+        }
+        Ok(Claimed::Busy)
+    }
+
+    /// Puts a run as it should be after an attempt of the caller's; says whether it was still the caller's.
+    ///
+    /// # Errors
+    /// `Store`; `Format`.
+    pub async fn conclude(&self, id: RunId, attempt: u32, next: impl Fn(&Run) -> Run) -> VaultResult<bool> {
+        for _ in 0..MAX_CLAIM_TRIES {
+            let Some((run, etag)) = self.home.run(id).await? else { return Ok(false) };
+            if run.has_ended() || run.attempt != attempt {
+                return Ok(false);
+            }
+            if self.home.replace_run(id, &next(&run), &etag).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Makes a run, if it is not there, and tells those who are to do it. Asked again, it tells them again: they know
     /// a run that they did.
     ///

@@ -1,0 +1,168 @@
+//! Changes of the fleet: its volumes, schedules, hosts and targets.
+//!
+//! Invariant: making a change twice is making it once; a volume's progress outlives changes of what is to be done.
+
+use strongroom_fleet::Service;
+use strongroom_fleet::home::Change;
+use strongroom_fleet::message::Wanted;
+use strongroom_fleet::schedule::Schedule;
+use strongroom_fleet::settings::{FleetSettings, Host, check_host_name};
+use strongroom_fleet::shard::{SHARDS, Shard, shard_of};
+use strongroom_fleet::volume::{VolumeSpec, VolumeState};
+use strongroom_format::manifest::check_volume_name;
+use strongroom_vault::{VaultError, VaultResult};
+
+use crate::plan::unknown;
+
+/// Makes the change that a request asks for.
+///
+/// # Errors
+/// `Invalid` with what is wrong; `Store`; `Format`.
+pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
+    match wanted {
+        Wanted::VolumePut { volume, spec } => put_volume(service, volume, spec).await,
+        Wanted::VolumeDelete { volume } => {
+            change_volumes(service, volume, |shard| {
+                shard.volumes.remove(volume);
+                Ok(())
+            })
+            .await
+        }
+        Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused } => {
+            let now = service.home.now();
+            change_volumes(service, volume, |shard| {
+                let state = shard.volumes.get_mut(volume).ok_or_else(|| unknown("volume", volume))?;
+                let mut spec = state.spec.clone();
+                let known = spec.schedule.take();
+                let new_cron = cron.clone().or_else(|| known.as_ref().map(|schedule| schedule.cron.clone()));
+                let cron = new_cron.ok_or_else(|| {
+                    VaultError::Invalid(format!("volume '{volume}' has no schedule yet: give a cron line"))
+                })?;
+                let known = known.unwrap_or(Schedule {
+                    cron: String::new(),
+                    zone: "UTC".to_owned(),
+                    jitter_ms: 0,
+                    paused: false,
+                });
+                spec.schedule = Some(Schedule {
+                    cron,
+                    zone: zone.clone().unwrap_or(known.zone),
+                    jitter_ms: jitter_ms.unwrap_or(known.jitter_ms),
+                    paused: paused.unwrap_or(known.paused),
+                });
+                spec.check().map_err(VaultError::Invalid)?;
+                put_spec(state, spec, now);
+                Ok(())
+            })
+            .await
+        }
+        Wanted::HostPut { host } => {
+            check_host_name(host).map_err(VaultError::Invalid)?;
+            let added = service.home.now();
+            change_settings(service, |settings| {
+                settings.hosts.entry(host.clone()).or_insert(Host { added });
+            })
+            .await
+        }
+        Wanted::HostDelete { host } => {
+            refuse_if_used(service, "host", host, |spec| &spec.host == host).await?;
+            change_settings(service, |settings| {
+                settings.hosts.remove(host);
+            })
+            .await
+        }
+        Wanted::TargetPut { name, target } => {
+            check_volume_name(name).and_then(|()| target.check()).map_err(VaultError::Invalid)?;
+            change_settings(service, |settings| {
+                settings.targets.insert(name.clone(), target.clone());
+            })
+            .await
+        }
+        Wanted::TargetDelete { name } => {
+            refuse_if_used(service, "target", name, |spec| spec.target.as_ref() == Some(name)).await?;
+            change_settings(service, |settings| {
+                settings.targets.remove(name);
+            })
+            .await
+        }
+        other => Err(VaultError::Internal(format!("{other:?} is no change of the fleet"))),
+    }
+}
+
+async fn put_volume(service: &Service, volume: &str, spec: &VolumeSpec) -> VaultResult<()> {
+    check_volume_name(volume).map_err(VaultError::Invalid)?;
+    spec.check().map_err(VaultError::Invalid)?;
+    let settings = service.home.settings().await?;
+    if !settings.hosts.contains_key(&spec.host) {
+        return Err(unknown("host", &spec.host));
+    }
+    if let Some(target) = spec.target.as_ref().filter(|target| !settings.targets.contains_key(*target)) {
+        return Err(unknown("target", target));
+    }
+    let now = service.home.now();
+    change_volumes(service, volume, |shard| {
+        match shard.volumes.get_mut(volume) {
+            Some(state) => put_spec(state, spec.clone(), now),
+            None => {
+                shard.volumes.insert(volume.to_owned(), VolumeState::new(spec.clone(), now));
+            }
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// Puts another specification in place. With another schedule, slots begin now: those of the past are not made up for.
+fn put_spec(state: &mut VolumeState, spec: VolumeSpec, now: strongroom_format::ids::TimestampMs) {
+    if state.spec.schedule != spec.schedule {
+        state.settled = state.settled.max(now);
+    }
+    state.spec = spec;
+}
+
+async fn change_volumes(
+    service: &Service,
+    volume: &str,
+    mut edit: impl FnMut(&mut Shard) -> VaultResult<()>,
+) -> VaultResult<()> {
+    let number = shard_of(service.home.sealer(), volume);
+    service
+        .home
+        .change_shard(number, |shard| {
+            let mut next = shard.clone();
+            edit(&mut next)?;
+            Ok(if next == *shard { Change::Keep(()) } else { Change::Replace(next, ()) })
+        })
+        .await
+}
+
+async fn change_settings(service: &Service, edit: impl Fn(&mut FleetSettings)) -> VaultResult<()> {
+    service
+        .home
+        .change_settings(|settings| {
+            let mut next = settings.clone();
+            edit(&mut next);
+            Ok(if next == *settings { Change::Keep(()) } else { Change::Replace(next, ()) })
+        })
+        .await
+}
+
+/// Refuses to forget what volumes still need. A volume that comes in at the same moment is not seen; its runs then
+/// fail with a reason.
+async fn refuse_if_used(
+    service: &Service,
+    kind: &str,
+    name: &str,
+    uses: impl Fn(&VolumeSpec) -> bool,
+) -> VaultResult<()> {
+    let agenda = service.home.agenda().await?;
+    for (number, _) in agenda.shards.iter().filter(|(number, entry)| **number < SHARDS && entry.volumes > 0) {
+        let shard = service.home.shard(*number).await?.body;
+        if let Some((volume, _)) = shard.volumes.iter().find(|(_, state)| uses(&state.spec)) {
+            return Err(VaultError::Invalid(format!(
+                "{kind} '{name}' is still needed, by volume '{volume}'; change or forget its volumes first"
+            )));
+        }
+    }
+    Ok(())
+}
