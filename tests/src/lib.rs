@@ -1,5 +1,6 @@
 //! What the tests share: a target in memory, a volume to back up, and a key at hand.
 
+pub mod fleet;
 pub mod simulate;
 
 use std::io::Cursor;
