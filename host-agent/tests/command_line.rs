@@ -2,75 +2,13 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+mod common;
+
+use std::process::Command;
 use std::time::Duration;
 
+use common::{Place, code, noise, walk};
 use serde_json::Value;
-
-struct Place {
-    folder: tempfile::TempDir,
-}
-
-impl Place {
-    fn new() -> Self {
-        let place = Self { folder: tempfile::tempdir().unwrap() };
-        assert_eq!(code(&place.run(&["target", "init", "--pack-mib", "1"])), 0);
-        place
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_strongroom"));
-        command
-            .args(args)
-            .env_clear()
-            .env("STRONGROOM_TARGET", format!("file://{}", self.path("target").display()))
-            .env("STRONGROOM_KEY_FILE", self.path("key"))
-            .env("STRONGROOM_CACHE_DIR", self.path("cache"))
-            .env("STRONGROOM_HOST", "test-host")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn back_up(&self, image: &Path, volume: &str) -> String {
-        let output = self.run(&["backup", image.to_str().unwrap(), "--volume", volume]);
-        assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
-    fn restored(&self, backup: &str) -> Vec<u8> {
-        let output = self.run(&["restore", backup, "-"]);
-        assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
-        output.stdout
-    }
-
-    fn verified(&self) {
-        let output = self.run(&["verify", "--full"]);
-        assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stdout));
-    }
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap_or(-1)
-}
-
-fn noise(len: usize, seed: u64) -> Vec<u8> {
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
-    let mut bytes = vec![0; len];
-    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
-    bytes
-}
 
 #[test]
 fn scripts_get_ids_json_and_exit_codes() {
@@ -220,10 +158,4 @@ fn other_commands_killed_leave_the_target_right() {
     }
     place.verified();
     assert_eq!(place.restored(&last), bytes);
-}
-
-fn walk(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let paths = entries.map(|entry| entry.unwrap().path());
-    paths.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }

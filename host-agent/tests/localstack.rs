@@ -1,0 +1,136 @@
+//! The program on S3 and KMS as LocalStack knows them. Started by `localstack/up`, named by `STRONGROOM_TEST_S3_ENDPOINT`.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
+
+mod common;
+
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use common::{Place, code, noise};
+use serde_json::Value;
+
+fn endpoint() -> String {
+    std::env::var("STRONGROOM_TEST_S3_ENDPOINT").expect("STRONGROOM_TEST_S3_ENDPOINT: run localstack/up")
+}
+
+/// A prefix of its own for each test and run.
+fn address() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let bucket = std::env::var("STRONGROOM_TEST_S3_BUCKET").unwrap_or_else(|_| "strongroom-test".to_owned());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    format!("s3://{bucket}/program/{now}-{}", NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
+fn place() -> Place {
+    let environment = [
+        ("AWS_ENDPOINT_URL", endpoint()),
+        ("AWS_ACCESS_KEY_ID", "test".to_owned()),
+        ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
+        ("AWS_REGION", "us-east-1".to_owned()),
+    ];
+    Place::at(address(), environment.map(|(name, value)| (name.to_owned(), value)).to_vec())
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text.lines().last().unwrap()).unwrap()
+}
+
+#[test]
+#[ignore = "needs LocalStack: run localstack/up"]
+fn everything_works_on_s3() {
+    let place = place();
+    place.ran(&["target", "init", "--pack-mib", "1"]);
+    assert_eq!(code(&place.run(&["target", "init"])), 4, "a target is not made twice");
+    let image = place.path("image");
+    let mut bytes = noise(5 << 20, 1);
+    bytes[1 << 20..2 << 20].fill(0);
+    std::fs::write(&image, &bytes).unwrap();
+    let first = place.back_up(&image, "vm1");
+    let old = bytes.clone();
+    bytes[3 << 20..(3 << 20) + 100_000].copy_from_slice(&noise(100_000, 2));
+    std::fs::write(&image, &bytes).unwrap();
+    let second = place.back_up(&image, "vm1");
+
+    let listed = json(&place.ran(&["ls", "--json"]));
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert_eq!((place.restored(&first) == old, place.restored("vm1@latest") == bytes), (true, true));
+    let to = place.path("restored");
+    place.ran(&["restore", &second, to.to_str().unwrap()]);
+    assert!(std::fs::read(&to).unwrap() == bytes);
+    let range = place.run(&["restore", &second, "-", "--range", "3145728+1000"]);
+    assert!(range.stdout == bytes[3_145_728..3_146_728]);
+    place.verified();
+
+    let stats = json(&place.ran(&["stats", "--json"]));
+    assert_eq!(stats["volumes"]["vm1"]["backups"], 2);
+    let before = stats["stored_bytes"].as_u64().unwrap();
+
+    place.ran(&["delete", &first]);
+    place.ran(&["undelete", &first]);
+    assert!(place.restored(&first) == old);
+    place.ran(&["delete", &first]);
+    place.collected();
+    assert_eq!(code(&place.run(&["restore", &first, "-"])), 2, "gone for good");
+    assert!(json(&place.ran(&["stats", "--json"]))["stored_bytes"].as_u64().unwrap() < before);
+
+    place.ran(&["index", "rebuild"]);
+    let again = json(&place.ran(&["backup", image.to_str().unwrap(), "--volume", "vm2", "--json"]));
+    assert_eq!(again["new_chunks"], 0, "the rebuilt index knows every chunk");
+    assert!(place.restored("vm1@latest") == bytes && place.restored("vm2@latest") == bytes);
+    place.verified();
+}
+
+/// Creates a key as an administrator would; the program itself never does.
+fn create_kms_key() -> String {
+    let output = Command::new("curl")
+        .args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "60"])
+        .args(["--aws-sigv4", "aws:amz:us-east-1:kms", "--user", "test:test", "--data", "{}"])
+        .args(["--header", "Content-Type: application/x-amz-json-1.1"])
+        .args(["--header", "X-Amz-Target: TrentService.CreateKey", &endpoint()])
+        .output()
+        .expect("curl");
+    assert!(output.status.success(), "CreateKey: {}", String::from_utf8_lossy(&output.stderr));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    answer["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "needs LocalStack: run localstack/up"]
+fn a_kms_key_opens_the_target() {
+    let place = place();
+    let (key, other) = (create_kms_key(), create_kms_key());
+    let run = |args: &[&str]| place.command(args).env_remove("STRONGROOM_KEY_FILE").output().unwrap();
+    let well = |args: &[&str]| {
+        let output = run(args);
+        assert_eq!(code(&output), 0, "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    well(&["target", "init", "--kms-key", &key]);
+    let bytes = noise(100_000, 3);
+    let image = place.file("image", &bytes);
+    well(&["backup", &image, "--volume", "v", "--kms-key", &key]);
+    assert!(well(&["restore", "v@latest", "-", "--kms-key", &key]) == bytes);
+    let shown = String::from_utf8(well(&["target", "show", "--kms-key", &key])).unwrap();
+    assert!(shown.contains("AWS KMS"), "{shown}");
+    // Rotated to another KMS key, and from there to a key file: the same data each time.
+    well(&["target", "rotate", "--kms-key", &key, "--new-kms-key", &other]);
+    assert!(well(&["restore", "v@latest", "-", "--kms-key", &other]) == bytes);
+    let file = place.path("new-key").display().to_string();
+    well(&["target", "rotate", "--kms-key", &other, "--new-key-file", &file]);
+    assert!(well(&["restore", "v@latest", "-", "--key-file", &file]) == bytes);
+    assert_eq!(code(&run(&["ls", "--kms-key", &other])), 5, "no wrap is left that it opens");
+}
+
+#[test]
+#[ignore = "needs LocalStack: run localstack/up"]
+fn a_bucket_that_is_not_there_ends_with_5() {
+    let place = place();
+    let output = place.run(&["target", "init", "s3://no-such-bucket-of-ours/prefix"]);
+    assert_eq!(code(&output), 5, "{}", String::from_utf8_lossy(&output.stderr));
+    place.ran(&["target", "init"]);
+    let elsewhere = address();
+    let output = place.run(&["ls", "--target", &elsewhere]);
+    assert_ne!(code(&output), 0, "no target there");
+}

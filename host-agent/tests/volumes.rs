@@ -1,0 +1,165 @@
+//! Volumes of unusual length and content, block devices, and chunkers of their own.
+
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
+
+mod common;
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+
+use common::{Place, code, noise, walk};
+use serde_json::Value;
+
+/// What a volume of zeros may take in the store, all objects together.
+const MAX_ZEROS_STORED_BYTES: u64 = 64 << 10;
+
+fn stored_bytes(place: &Place) -> u64 {
+    walk(&place.path("target")).iter().map(|path| path.metadata().unwrap().len()).sum()
+}
+
+fn back_up_stream(place: &Place, bytes: &[u8], volume: &str) -> String {
+    let mut child =
+        place.command(&["backup", "-", "--volume", volume]).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(bytes).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn volumes_of_every_odd_length_come_back() {
+    let place = Place::new();
+    for (n, len) in [0, 1, 4095, 4096, 4097, (8 << 20) - 1, 8 << 20, (8 << 20) + 1].into_iter().enumerate() {
+        for (kind, bytes) in [("noise", noise(len, 1)), ("zeros", vec![0; len])] {
+            let image = place.path("image");
+            std::fs::write(&image, &bytes).unwrap();
+            let from_file = place.back_up(&image, &format!("{kind}-{n}"));
+            let from_stream = back_up_stream(&place, &bytes, &format!("stream-{kind}-{n}"));
+            for id in [from_file, from_stream] {
+                assert_eq!(place.restored(&id), bytes, "{len} bytes of {kind}, to a stream");
+                let to = place.path("restored");
+                place.ran(&["restore", &id, to.to_str().unwrap()]);
+                assert_eq!(std::fs::read(&to).unwrap(), bytes, "{len} bytes of {kind}, to a file");
+                std::fs::remove_file(&to).unwrap();
+            }
+        }
+    }
+    place.verified();
+}
+
+#[test]
+fn a_volume_that_shrinks_and_grows_comes_back() {
+    let place = Place::new();
+    let image = place.path("image");
+    for len in [3 << 20, 0, 1, 20 << 20, 4097, 9 << 20] {
+        let bytes = noise(len, 7);
+        std::fs::write(&image, &bytes).unwrap();
+        assert_eq!(place.restored(&place.back_up(&image, "v")), bytes, "{len} bytes");
+    }
+    place.verified();
+}
+
+/// docs/decisions.md: "Runs of 8 or more zero blocks of 4 KiB end a chunk and are stored nowhere, whether the filesystem
+/// reports a hole or the zeros were written."
+#[test]
+fn a_gibibyte_of_zeros_takes_next_to_nothing() {
+    let place = Place::new();
+    let before = stored_bytes(&place);
+    let image = place.path("image");
+    std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
+    place.back_up(&image, "hole");
+    let hole = stored_bytes(&place) - before;
+    // The same as a stream, where no filesystem tells of holes.
+    let stream = std::fs::File::open(&image).unwrap();
+    let output = place.command(&["backup", "-", "--volume", "zeros"]).stdin(stream).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    let zeros = stored_bytes(&place) - before - hole;
+    println!("1 GiB stored in {hole} bytes as a hole, in {zeros} bytes as zeros");
+    assert!(hole < MAX_ZEROS_STORED_BYTES && zeros < MAX_ZEROS_STORED_BYTES, "{hole}, {zeros}");
+    let to = place.path("restored");
+    place.ran(&["restore", "zeros@latest", to.to_str().unwrap()]);
+    assert_eq!(to.metadata().unwrap().len(), 1 << 30);
+    let mut file = std::fs::File::open(&to).unwrap();
+    let mut piece = vec![0xff; 1 << 20];
+    for _ in 0..1024 {
+        std::io::Read::read_exact(&mut file, &mut piece).unwrap();
+        assert!(piece.iter().all(|&byte| byte == 0));
+    }
+}
+
+#[test]
+fn a_volume_may_have_a_chunker_of_its_own() {
+    let place = Place::new();
+    let bytes = noise(6 << 20, 2);
+    let image = place.file("image", &bytes);
+    let show = |volume: &str| -> Value {
+        serde_json::from_str(&place.ran(&["show", &format!("{volume}@latest"), "--json"])).unwrap()
+    };
+    for chunker in ["fixed:64KiB", "fixed:4KiB", "fastcdc:16KiB", "fastcdc:128KiB"] {
+        let volume = chunker.replace(':', "-");
+        place.ran(&["backup", &image, "--volume", &volume, "--chunker", chunker]);
+        assert_eq!(show(&volume)["chunker"], chunker);
+        assert_eq!(place.restored(&format!("{volume}@latest")), bytes, "{chunker}");
+    }
+    assert_eq!(show("fixed-64KiB")["chunks"], 96);
+    // Another chunker for the next backup of the same volume: nothing of the parent fits, and all is right.
+    place.ran(&["backup", &image, "--volume", "fixed-64KiB", "--chunker", "fastcdc:32KiB"]);
+    assert_eq!(place.restored("fixed-64KiB@latest"), bytes);
+    // And again the same: nothing is new.
+    let again = ["backup", &image, "--volume", "fixed-64KiB", "--chunker", "fastcdc:32KiB", "--json"];
+    let said = place.ran(&again);
+    let event: Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+    assert_eq!(event["new_chunks"], 0);
+    assert_eq!(code(&place.run(&["backup", &image, "--volume", "v", "--chunker", "rolling:3"])), 2);
+    place.verified();
+}
+
+/// A loop device over a file, detached when dropped.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn attach(file: &str) -> Self {
+        let output = Command::new("losetup").args(["--find", "--show", file]).output().expect("losetup");
+        assert!(output.status.success(), "losetup: {}", String::from_utf8_lossy(&output.stderr));
+        Self(String::from_utf8(output.stdout).unwrap().trim().to_owned())
+    }
+
+    fn content(&self) -> Vec<u8> {
+        std::fs::read(&self.0).unwrap()
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn block_devices_are_backed_up_and_restored_to() {
+    let place = Place::new();
+    let mut bytes = noise(20 << 20, 3);
+    bytes[9 << 20..15 << 20].fill(0);
+    let source = LoopDevice::attach(&place.file("source", &bytes));
+    let id = place.ran(&["backup", &source.0, "--volume", "device"]).trim().to_owned();
+    assert_eq!(place.restored(&id), bytes);
+
+    // Old content everywhere: zeros of the backup must overwrite it.
+    let destination = LoopDevice::attach(&place.file("destination", &noise(20 << 20, 4)));
+    place.ran(&["restore", &id, &destination.0]);
+    assert!(destination.content() == bytes, "the device holds the volume");
+
+    // A larger one: what lies beyond the volume is left as it is.
+    let old = noise(24 << 20, 5);
+    let larger = LoopDevice::attach(&place.file("larger", &old));
+    place.ran(&["restore", &id, &larger.0]);
+    let content = larger.content();
+    assert!(content[..20 << 20] == bytes[..] && content[20 << 20..] == old[20 << 20..]);
+
+    // A smaller one is refused before anything is written.
+    let old = noise(16 << 20, 6);
+    let smaller = LoopDevice::attach(&place.file("smaller", &old));
+    assert_eq!(code(&place.run(&["restore", &id, &smaller.0])), 2);
+    assert!(smaller.content() == old);
+}
