@@ -258,22 +258,17 @@ impl Deltas {
             let frames = u32::try_from(of_pack.len()).unwrap_or(u32::MAX);
             by_group.entry(usage.group_of(pack, frames, &mut filling)).or_default().push(of_pack);
         }
+        match groups.read_ahead(target, usage, by_group.keys().copied()).await {
+            Ok(()) => {}
+            Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error.into()),
+            Err(error) => return Err(Failure::Anew(error.to_string())),
+        }
         for (number, of_group) in by_group {
-            let group = match groups.get(target, usage, number).await {
-                Ok(group) => group,
-                Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error.into()),
-                Err(error) => return Err(Failure::Anew(error.to_string())),
-            };
+            let group = groups.get(target, usage, number).await?;
             for of_pack in of_group {
                 let pack = self.packs[of_pack[0].0 as usize];
-                for of_frame in of_pack.chunk_by(|(_, delta), (_, next)| delta.offset == next.offset) {
-                    let delta =
-                        Delta { uses: of_frame.iter().map(|(_, delta)| delta.uses).sum(), ..of_frame[0].1 };
-                    if delta.uses != 0 {
-                        let change = group.apply(pack, delta)?;
-                        usage.note(pack, change)?;
-                    }
-                }
+                let change = group.apply(pack, of_pack.iter().map(|(_, delta)| *delta).collect())?;
+                usage.note(pack, change)?;
                 usage.settle(&pack);
             }
         }
