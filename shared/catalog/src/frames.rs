@@ -18,16 +18,18 @@ pub struct Miscount(pub String);
 /// One frame that is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameUse {
+    /// Where it starts in its pack, bytes.
+    pub offset: u32,
     /// Its length, as the first segment said that used it, bytes.
     pub len: u32,
     /// References to it by counted segments.
     pub uses: u32,
 }
 
-/// The used frames of some packs, by offset.
+/// The used frames of some packs, by ascending offset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FrameGroup {
-    packs: BTreeMap<PackId, BTreeMap<u32, FrameUse>>,
+    packs: BTreeMap<PackId, Vec<FrameUse>>,
 }
 
 /// What a change did to a pack.
@@ -51,47 +53,61 @@ pub struct Delta {
 }
 
 impl FrameGroup {
-    /// Counts references to a frame of a pack.
+    /// Counts references to frames of a pack, in any order.
     ///
     /// # Errors
     /// [`Miscount`] if more go than there are.
-    pub fn apply(&mut self, pack: PackId, delta: Delta) -> Result<Change, Miscount> {
-        let frames = self.packs.entry(pack).or_default();
-        let before = frames.get(&delta.offset).copied();
-        let uses = i64::from(before.map_or(0, |frame| frame.uses)) + i64::from(delta.uses);
-        let uses = u32::try_from(uses).map_err(|_| {
-            Miscount(format!("frame at {} of pack {pack} would be used {uses} times", delta.offset))
-        })?;
-        let len = before.map_or(delta.len, |frame| frame.len);
-        let change = match (before.is_some(), uses > 0) {
-            (false, true) => Change { frames: 1, bytes: i64::from(len) },
-            (true, false) => Change { frames: -1, bytes: -i64::from(len) },
-            _ => Change::default(),
-        };
-        if uses > 0 {
-            frames.insert(delta.offset, FrameUse { len, uses });
-        } else {
-            frames.remove(&delta.offset);
+    pub fn apply(&mut self, pack: PackId, mut deltas: Vec<Delta>) -> Result<Change, Miscount> {
+        deltas.sort_unstable_by_key(|delta| delta.offset);
+        let before = self.packs.remove(&pack).unwrap_or_default();
+        let mut after: Vec<FrameUse> = Vec::with_capacity(before.len() + deltas.len());
+        let mut change = Change::default();
+        let mut old = before.into_iter().peekable();
+        for of_frame in deltas.chunk_by(|delta, next| delta.offset == next.offset) {
+            let offset = of_frame[0].offset;
+            while let Some(unchanged) = old.next_if(|frame| frame.offset < offset) {
+                after.push(unchanged);
+            }
+            let counted = old.next_if(|frame| frame.offset == offset);
+            let more: i64 = of_frame.iter().map(|delta| i64::from(delta.uses)).sum();
+            let uses = i64::from(counted.map_or(0, |frame| frame.uses)) + more;
+            let uses = u32::try_from(uses).map_err(|_| {
+                Miscount(format!("frame at {offset} of pack {pack} would be used {uses} times"))
+            })?;
+            let len = counted.map_or(of_frame[0].len, |frame| frame.len);
+            if uses > 0 {
+                after.push(FrameUse { offset, len, uses });
+            }
+            match (counted.is_some(), uses > 0) {
+                (false, true) => {
+                    change = Change { frames: change.frames + 1, bytes: change.bytes + i64::from(len) }
+                }
+                (true, false) => {
+                    change = Change { frames: change.frames - 1, bytes: change.bytes - i64::from(len) }
+                }
+                _ => {}
+            }
         }
-        if frames.is_empty() {
-            self.packs.remove(&pack);
+        after.extend(old);
+        if !after.is_empty() {
+            self.packs.insert(pack, after);
         }
         Ok(change)
     }
 
     /// The used frames of a pack, by offset.
-    pub fn frames(&self, pack: &PackId) -> impl Iterator<Item = (u32, FrameUse)> + '_ {
-        self.packs.get(pack).into_iter().flatten().map(|(offset, frame)| (*offset, *frame))
+    pub fn frames(&self, pack: &PackId) -> impl Iterator<Item = FrameUse> + '_ {
+        self.packs.get(pack).into_iter().flatten().copied()
     }
 
     /// Takes a pack out, with its frames.
-    pub fn take(&mut self, pack: &PackId) -> BTreeMap<u32, FrameUse> {
-        self.packs.remove(pack).unwrap_or_default()
+    pub fn take(&mut self, pack: &PackId) {
+        self.packs.remove(pack);
     }
 
     /// Frames in it.
     pub fn len(&self) -> usize {
-        self.packs.values().map(BTreeMap::len).sum()
+        self.packs.values().map(Vec::len).sum()
     }
 
     /// Says whether no frame is in it.
@@ -101,37 +117,41 @@ impl FrameGroup {
 
     /// All references to its frames.
     pub fn references(&self) -> u64 {
-        self.packs.values().flat_map(BTreeMap::values).map(|frame| u64::from(frame.uses)).sum()
+        self.packs.values().flatten().map(|frame| u64::from(frame.uses)).sum()
     }
 
     /// Puts it into columns.
     pub fn to_node(&self) -> FrameGroupNode {
-        let frames = || self.packs.values().flatten();
-        let gaps = self.packs.values().flat_map(|frames| {
+        let rows = self.len();
+        let (mut gaps, mut lens, mut uses) =
+            (Vec::with_capacity(rows), Vec::with_capacity(rows), Vec::with_capacity(rows));
+        for frames in self.packs.values() {
             let mut end = 0u32;
-            frames.iter().map(move |(offset, frame)| {
-                let gap = offset.wrapping_sub(end);
-                end = offset.wrapping_add(frame.len);
-                gap
-            })
-        });
+            for frame in frames {
+                gaps.push(frame.offset.wrapping_sub(end));
+                lens.push(frame.len);
+                uses.push(frame.uses);
+                end = frame.offset.wrapping_add(frame.len);
+            }
+        }
         FrameGroupNode {
             packs: self.packs.keys().flat_map(|pack| *pack.as_bytes()).collect(),
             counts: column(self.packs.values().map(|frames| u32::try_from(frames.len()).unwrap_or(u32::MAX))),
             gaps: column(gaps),
-            lens: column(frames().map(|(_, frame)| frame.len)),
-            uses: column(frames().map(|(_, frame)| frame.uses)),
+            lens: column(lens),
+            uses: column(uses),
         }
     }
 
     /// Reads it back.
     ///
     /// # Errors
-    /// `Malformed` when the columns do not fit together.
+    /// `Malformed` when the columns do not fit together, or frames are not in ascending order.
     pub fn from_node(node: &FrameGroupNode) -> Result<Self, Problem> {
+        let malformed = |reason: &str| Problem::Malformed(reason.to_owned());
         let (ids, rest) = node.packs.as_chunks::<16>();
         if !rest.is_empty() {
-            return Err(Problem::Malformed("column 'packs' is no multiple of 16 bytes".to_owned()));
+            return Err(malformed("column 'packs' is no multiple of 16 bytes"));
         }
         let counts = read_column("counts", &node.counts, ids.len())?;
         let rows = node.lens.len() / 4;
@@ -141,21 +161,26 @@ impl FrameGroup {
         let mut row = 0;
         let mut packs = BTreeMap::new();
         for (id, count) in ids.iter().zip(counts) {
-            let mut frames = BTreeMap::new();
+            let to = row + count as usize;
+            if to > rows {
+                return Err(malformed("a pack has more frames than there are rows"));
+            }
             let mut end = 0u32;
-            for _ in 0..count {
-                let (Some(gap), Some(len), Some(uses)) = (gaps.get(row), lens.get(row), uses.get(row)) else {
-                    return Err(Problem::Malformed("a pack has more frames than there are rows".to_owned()));
-                };
-                let offset = end.wrapping_add(*gap);
-                end = offset.wrapping_add(*len);
-                frames.insert(offset, FrameUse { len: *len, uses: *uses });
-                row += 1;
+            let frames: Vec<FrameUse> = (row..to)
+                .map(|at| {
+                    let offset = end.wrapping_add(gaps[at]);
+                    end = offset.wrapping_add(lens[at]);
+                    FrameUse { offset, len: lens[at], uses: uses[at] }
+                })
+                .collect();
+            if !frames.is_sorted_by(|frame, next| frame.offset < next.offset) {
+                return Err(malformed("the frames of a pack are not in ascending order"));
             }
             packs.insert(PackId::from_bytes(*id), frames);
+            row = to;
         }
         if row != rows {
-            return Err(Problem::Malformed("rows belong to no pack".to_owned()));
+            return Err(malformed("rows belong to no pack"));
         }
         Ok(Self { packs })
     }

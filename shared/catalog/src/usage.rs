@@ -90,8 +90,9 @@ pub struct Filling {
     frames: u32,
 }
 
-/// Groups are filled up to so many frames: about 600 KiB sealed, 10 MiB in memory.
-pub const GROUP_TARGET_FRAMES: u32 = 256 << 10;
+/// Groups are filled up to so many frames: about 300 KiB sealed, 2 MiB in memory. Larger ones cost a small change more, smaller
+/// ones cost the first count more requests.
+pub const GROUP_TARGET_FRAMES: u32 = 128 << 10;
 
 impl Usage {
     /// Compares with the backups that a root has, live and in the trash.

@@ -84,7 +84,12 @@ pub(crate) fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Pro
 
 /// Writes a column of integers, little-endian.
 pub fn column(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
-    values.into_iter().flat_map(u32::to_le_bytes).collect()
+    let values = values.into_iter();
+    let mut bytes = Vec::with_capacity(4 * values.size_hint().0);
+    for value in values {
+        bytes.extend_from_slice(&value.to_le_bytes());
+    }
+    bytes
 }
 
 /// Reads a column of integers, of which there must be `count`.

@@ -145,20 +145,10 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Counts backups that went, and backups that came until there is enough to do; returns the segments of those that
+    /// Counts backups that came until there is enough to do, then those that went; returns the segments of those that
     /// came, in order: neighbours in a volume are neighbours in packs.
     async fn read_manifests(&self, usage: &mut Usage) -> Tried<Vec<SegmentId>> {
         let uncounted = usage.uncounted(self.backups);
-        let mut removed = stream::iter(uncounted.removed)
-            .map(async |backup| self.target.manifest(backup).await)
-            .buffered(READ_CONCURRENCY);
-        while let Some(manifest) = removed.next().await {
-            match manifest {
-                Ok(manifest) => usage.remove_backup(&manifest)?,
-                Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error.into()),
-                Err(error) => return Err(Failure::Anew(error.to_string())),
-            }
-        }
         let new: BTreeSet<BackupId> = uncounted.added.into_iter().collect();
         let in_order = self.root.backups().map(|(_, backup)| backup.id).filter(|id| new.contains(id));
         let mut added = stream::iter(in_order)
@@ -177,7 +167,26 @@ impl Work<'_> {
             order.extend(ids);
             usage.add_backup(&manifest);
         }
+        drop(added);
+        // Only once all that came are in: what they share with those that went would else be taken out and put back.
+        if usage.uncounted(self.backups).added.is_empty() {
+            self.remove_backups(usage, uncounted.removed).await?;
+        }
         Ok(order)
+    }
+
+    async fn remove_backups(&self, usage: &mut Usage, gone: Vec<BackupId>) -> Tried<()> {
+        let mut removed = stream::iter(gone)
+            .map(async |backup| self.target.manifest(backup).await)
+            .buffered(READ_CONCURRENCY);
+        while let Some(manifest) = removed.next().await {
+            match manifest {
+                Ok(manifest) => usage.remove_backup(&manifest)?,
+                Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error.into()),
+                Err(error) => return Err(Failure::Anew(error.to_string())),
+            }
+        }
+        Ok(())
     }
 
     async fn count_segments(&self, usage: &mut Usage, pending: &[(SegmentId, Sign)]) -> Tried<Groups> {
@@ -249,22 +258,17 @@ impl Deltas {
             let frames = u32::try_from(of_pack.len()).unwrap_or(u32::MAX);
             by_group.entry(usage.group_of(pack, frames, &mut filling)).or_default().push(of_pack);
         }
+        match groups.read_ahead(target, usage, by_group.keys().copied()).await {
+            Ok(()) => {}
+            Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error.into()),
+            Err(error) => return Err(Failure::Anew(error.to_string())),
+        }
         for (number, of_group) in by_group {
-            let group = match groups.get(target, usage, number).await {
-                Ok(group) => group,
-                Err(error @ VaultError::Store(_)) if !error.is_not_found() => return Err(error.into()),
-                Err(error) => return Err(Failure::Anew(error.to_string())),
-            };
+            let group = groups.get(target, usage, number).await?;
             for of_pack in of_group {
                 let pack = self.packs[of_pack[0].0 as usize];
-                for of_frame in of_pack.chunk_by(|(_, delta), (_, next)| delta.offset == next.offset) {
-                    let delta =
-                        Delta { uses: of_frame.iter().map(|(_, delta)| delta.uses).sum(), ..of_frame[0].1 };
-                    if delta.uses != 0 {
-                        let change = group.apply(pack, delta)?;
-                        usage.note(pack, change)?;
-                    }
-                }
+                let change = group.apply(pack, of_pack.iter().map(|(_, delta)| *delta).collect())?;
+                usage.note(pack, change)?;
                 usage.settle(&pack);
             }
         }

@@ -10,11 +10,12 @@ use strongroom_catalog::dead::{Batch, DeadNames, ObjectName, Stage};
 use strongroom_catalog::invariants::check_unneeded;
 use strongroom_catalog::root::Root;
 use strongroom_catalog::rules::{self, Rule};
+use strongroom_catalog::usage::Usage;
 use strongroom_catalog::usage_nodes::UsageNode;
 use strongroom_format::ids::{BackupId, PackId, TimestampMs};
 use strongroom_format::index::{InboxRecord, MAX_INDEX_BYTES, ReaderRegistration};
 use strongroom_format::layout::{InboxEntry, KeyPrefix, NodeKey, ObjectKey};
-use strongroom_store::{Object, StoreErrorKind};
+use strongroom_store::{MAX_LIST_ROWS, Object, StoreErrorKind};
 use tracing::info;
 
 use super::state::Known;
@@ -24,16 +25,29 @@ use crate::head::{Step, lists_batch};
 use crate::mark::Marker;
 use crate::target::Target;
 
-/// Pages of the listing of packs that one collection looks through for packs that nobody committed: a million packs.
-const SWEEP_PAGES: usize = 1000;
+/// One collection looks through one part in so many of the listing of packs, for packs that nobody committed: what an
+/// interrupted backup left may lie there for a while, and a listing costs as much as a dozen reads.
+const SWEEP_PARTS: usize = 16;
+/// Pages of that listing that are looked through in any case: 16,000 packs, 256 GiB at their default length.
+const MIN_SWEEP_PAGES: usize = 16;
+/// The most of them: a million packs.
+const MAX_SWEEP_PAGES: usize = 1000;
 
 /// What the store lists.
 struct Listing {
     stored: Vec<Stored>,
+    /// The last pack that an earlier collection looked at.
+    swept_from: Option<PackId>,
     /// The last pack looked at, if there are more.
     swept_to: Option<PackId>,
-    /// Whether all packs were looked at.
-    whole: bool,
+}
+
+impl Listing {
+    /// Says whether an object would be listed if it was there.
+    fn looked_at(&self, name: &ObjectName) -> bool {
+        let ObjectName::Pack(pack) = name else { return true };
+        self.swept_from.is_none_or(|from| from < *pack) && self.swept_to.is_none_or(|to| *pack <= to)
+    }
 }
 
 /// Condemns what is not needed. `false` when the count has moved on and the step must be made again.
@@ -50,7 +64,7 @@ pub(super) async fn step(
         return Ok(false);
     }
     // Listed before the inbox and the marks: what is uploaded later is not in the plan at all.
-    let listing = list(target, known.usage.swept_to).await?;
+    let listing = list(target, &known.usage).await?;
     let in_sessions = packs_of_sessions(target, options).await?;
     let mut newcomers = Marker::default();
     newcomers.mark(target, uncounted(&known, &known.head.root)).await?;
@@ -263,10 +277,9 @@ fn missing(known: &Known, kept: &Kept, listing: &Listing) -> Vec<ObjectName> {
     let segments = known.usage.segments.keys().map(|segment| ObjectName::Segment(*segment));
     let manifests = known.head.root.backups().map(|(_, backup)| ObjectName::Manifest(backup.id));
     let needed = packs.chain(segments).chain(manifests).filter(|name| state.needs(name));
-    let looked_at = |name: &ObjectName| listing.whole || !matches!(name, ObjectName::Pack(_));
     let mut missing: Vec<ObjectName> = needed
         .chain(kept.reachable.iter().copied())
-        .filter(|name| looked_at(name) && !listed.contains(name))
+        .filter(|name| listing.looked_at(name) && !listed.contains(name))
         .collect();
     missing.sort_unstable();
     missing.dedup();
@@ -275,23 +288,25 @@ fn missing(known: &Known, kept: &Kept, listing: &Listing) -> Vec<ObjectName> {
 
 /// Lists what a commit could name: all segments, index objects and manifests, and packs from where the last collection
 /// ended, up to a bound.
-async fn list(target: &Target, swept_to: Option<PackId>) -> VaultResult<Listing> {
+async fn list(target: &Target, usage: &Usage) -> VaultResult<Listing> {
+    let swept_from = usage.swept_to;
     let mut stored = Vec::new();
     for prefix in [KeyPrefix::Segments, KeyPrefix::Index, KeyPrefix::Manifests] {
         stored.extend(target.list_stored(prefix).await?);
     }
-    let mut after = swept_to.map(|pack| ObjectKey::Pack(pack).to_string());
-    for _ in 0..SWEEP_PAGES {
+    let pages = usage.packs.len() / MAX_LIST_ROWS / SWEEP_PARTS;
+    let mut after = swept_from.map(|pack| ObjectKey::Pack(pack).to_string());
+    for _ in 0..pages.clamp(MIN_SWEEP_PAGES, MAX_SWEEP_PAGES) {
         let (page, next) = target.list_page(KeyPrefix::Packs, after.as_deref()).await?;
         stored.extend(page);
         after = next;
         if after.is_none() {
-            return Ok(Listing { stored, swept_to: None, whole: swept_to.is_none() });
+            return Ok(Listing { stored, swept_from, swept_to: None });
         }
     }
     let reached = after.as_deref().and_then(ObjectKey::parse).and_then(|key| match key {
         ObjectKey::Pack(pack) => Some(pack),
         _ => None,
     });
-    Ok(Listing { stored, swept_to: reached, whole: false })
+    Ok(Listing { stored, swept_from, swept_to: reached })
 }

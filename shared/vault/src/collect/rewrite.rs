@@ -190,10 +190,10 @@ impl<'a> Copier<'a> {
             directory.entries.iter().map(|entry| (entry.offset, *entry)).collect();
         let group = self.groups.get(target, &self.known.usage, number).await?;
         let mut used = Vec::new();
-        for (offset, frame) in group.frames(&pack) {
-            let Some(entry) = entries.get(&offset) else {
+        for frame in group.frames(&pack) {
+            let Some(entry) = entries.get(&frame.offset) else {
                 // A segment claims a frame that is none. Its writer was faulty or hostile; others must not suffer.
-                let reason = format!("a segment names a frame at {offset}, where the pack has none");
+                let reason = format!("a segment names a frame at {}, where the pack has none", frame.offset);
                 return Err(strongroom_format::Problem::Malformed(reason).of(key).into());
             };
             used.push((*entry, frame));
@@ -240,7 +240,7 @@ impl<'a> Copier<'a> {
             );
         }
         let mut moved: BTreeMap<PackId, BTreeSet<Heir>> = BTreeMap::new();
-        let mut filling = Filling::default();
+        let mut arrived: BTreeMap<usize, Vec<Delta>> = BTreeMap::new();
         for (pack, used) in std::mem::take(&mut self.old) {
             self.leave(pack).await?;
             let heirs = moved.entry(pack).or_default();
@@ -250,17 +250,21 @@ impl<'a> Copier<'a> {
                     .ok_or_else(|| VaultError::Internal("a frame was not copied".to_owned()))?;
                 let new = &self.written[number];
                 heirs.insert(Heir { pack: new.pack, size_bytes: new.size_bytes });
-                let frames = u32::try_from(new.entries.len()).unwrap_or(u32::MAX);
-                let delta = Delta {
+                arrived.entry(number).or_default().push(Delta {
                     offset: entry.offset,
                     len: entry.frame_len,
                     uses: i32::try_from(frame.uses).unwrap_or(i32::MAX),
-                };
-                let group = self.usage.group_of(new.pack, frames, &mut filling);
-                let counted = self.groups.get(self.target, &self.usage, group).await?.apply(new.pack, delta);
-                let change = counted.map_err(|error| VaultError::Internal(error.to_string()))?;
-                self.usage.note(new.pack, change).map_err(|error| VaultError::Internal(error.to_string()))?;
+                });
             }
+        }
+        let mut filling = Filling::default();
+        for (number, deltas) in arrived {
+            let new = &self.written[number];
+            let frames = u32::try_from(new.entries.len()).unwrap_or(u32::MAX);
+            let group = self.usage.group_of(new.pack, frames, &mut filling);
+            let counted = self.groups.get(self.target, &self.usage, group).await?.apply(new.pack, deltas);
+            let change = counted.map_err(|error| VaultError::Internal(error.to_string()))?;
+            self.usage.note(new.pack, change).map_err(|error| VaultError::Internal(error.to_string()))?;
         }
         let base = self.known.head.root.epoch;
         let indexes = write_indexes(self.target, &self.written).await?;

@@ -6,6 +6,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::collect::State;
 use strongroom_catalog::dead::{DeadSet, MAX_NODE_BYTES};
 use strongroom_catalog::frames::{FrameGroup, FrameGroupNode};
@@ -22,6 +23,9 @@ use tracing::warn;
 use crate::error::{VaultError, VaultResult};
 use crate::head::Head;
 use crate::target::Target;
+
+/// Nodes read or written at once, each of less than a MiB.
+const NODE_CONCURRENCY: usize = 8;
 
 /// A root and what its nodes say.
 #[derive(Debug)]
@@ -168,18 +172,42 @@ impl Groups {
         }
     }
 
+    /// Reads groups ahead, several at once.
+    pub async fn read_ahead(
+        &mut self,
+        target: &Target,
+        usage: &Usage,
+        numbers: impl IntoIterator<Item = u32>,
+    ) -> VaultResult<()> {
+        let unread = numbers.into_iter().filter(|number| !self.read.contains_key(number));
+        let stored: Vec<(u32, GroupRef)> = unread
+            .filter_map(|number| Some((number, usage.groups.get(number as usize).copied().flatten()?)))
+            .collect();
+        let mut reading = stream::iter(stored)
+            .map(async |(number, group)| VaultResult::Ok((number, read_group(target, group).await?)))
+            .buffered(NODE_CONCURRENCY);
+        while let Some((number, group)) = reading.try_next().await? {
+            self.read.insert(number, group);
+        }
+        Ok(())
+    }
+
     /// Writes all that were read, for the root that follows `base`.
     pub async fn write(self, target: &Target, base: Epoch, usage: &mut Usage) -> VaultResult<()> {
-        for (number, group) in self.read {
-            let written = if group.is_empty() {
-                None
-            } else {
-                Some(GroupRef {
+        let mut writing = stream::iter(self.read)
+            .map(async |(number, group)| {
+                if group.is_empty() {
+                    return Ok((number, None));
+                }
+                let written = GroupRef {
                     node: target.put_node(base, &group.to_node()).await?,
                     frames: u32::try_from(group.len()).unwrap_or(u32::MAX),
                     references: group.references(),
-                })
-            };
+                };
+                VaultResult::Ok((number, Some(written)))
+            })
+            .buffered(NODE_CONCURRENCY);
+        while let Some((number, written)) = writing.try_next().await? {
             if let Some(slot) = usage.groups.get_mut(number as usize) {
                 *slot = written;
             }
