@@ -1,5 +1,7 @@
 //! Schedules under ticks and messages that come twice, late, out of order or never.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use strongroom_tests::fleet::{Options, Summary, simulate};
 
 fn run(options: Options) -> Summary {

@@ -50,12 +50,12 @@ pub struct Shape {
 impl Shape {
     pub fn of(chunks: u64) -> Self {
         let of_segment = (chunks / MIN_SEGMENTS).clamp(REGION_CHUNKS as u64, SEGMENT_TARGET_CHUNKS as u64);
-        let regions_of_segment = of_segment as usize / REGION_CHUNKS;
+        let regions_of_segment = count(of_segment) / REGION_CHUNKS;
         let segments = chunks.div_ceil((regions_of_segment * REGION_CHUNKS) as u64);
         let volumes = (chunks / VOLUME_CHUNKS).max(MIN_VOLUMES).min(segments);
         Self {
-            volumes: volumes as usize,
-            segments_of_volume: segments.div_ceil(volumes) as usize,
+            volumes: count(volumes),
+            segments_of_volume: count(segments.div_ceil(volumes)),
             regions_of_segment,
         }
     }
@@ -313,4 +313,9 @@ impl IndexWriter {
         self.target.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
         Ok(())
     }
+}
+
+/// A number of things that are all made, so it fits.
+fn count(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }
