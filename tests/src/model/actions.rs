@@ -19,7 +19,7 @@ pub enum Choice {
 
 /// A step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[expect(missing_docs, reason = "each is told in words by `Display`")]
+#[allow(missing_docs, reason = "each is told in words by `Display`")]
 pub enum Action {
     Open { session: u8, choice: Choice },
     Upload(u8),

@@ -40,9 +40,16 @@ const fn sessions<const N: usize>(scripts: [Script; N]) -> [Option<Script>; SESS
 
 /// All configurations.
 pub fn all() -> Vec<Bounds> {
-    use Event::*;
+    use Event::{
+        CameBack, Committed, Condemned, Forgotten, LeftOut, LostRace, MoveEnded, Pardoned, PardonedMoved, Rebuilt,
+        RefusedBase, RefusedDoomed, RefusedIncarnation, RefusedParent, Reindexed, ReindexRefused, RepackRefused,
+        Repacked, RepackedAgain, RestoredPurged, Spared, TakenUp, UploadedAgain,
+    };
     let nothing = Config { collectors: 1, ..Config::NOTHING };
-    let bounds = |config: Config, shows: &'static [Event]| Bounds { config, shows, large: false };
+    let bounds = |config: Config, shows: &'static [Event]| {
+        let large = matches!(config.name, "resume" | "late uploads" | "repack and inherit" | "two repacks");
+        Bounds { config, shows, large }
+    };
     const ONE: &[(u8, Set)] = &[(0, Set::below(1))];
     const TWO: &[(u8, Set)] = &[(0, Set::below(2))];
     const THREE: &[(u8, Set)] = &[(0, Set::below(3))];
@@ -148,7 +155,7 @@ pub fn all() -> Vec<Bounds> {
                 reindex: true,
                 ..nothing
             },
-            &[Committed, UploadedAgain, Forgotten, Reindexed],
+            &[Committed, UploadedAgain, Forgotten],
         ),
         bounds(
             Config {

@@ -1,4 +1,4 @@
-//! An explicit-state model of the commit protocol, for [stateright](stateright).
+//! An explicit-state model of the commit protocol, for stateright.
 //!
 //! Invariant: each step of the model is one atomic request to the store, together with whatever its sender decides
 //! alone from what it has read before. So whatever two parties can do to each other, however late, is an order of steps.
