@@ -34,13 +34,14 @@ pub enum Action {
     Trash(u8),
     Undelete(u8),
     Purge(u8),
+    Count,
     Mark,
     Condemn(usize),
     Doom(usize),
     BeginDeleting,
     Delete(Set),
     Forget(usize),
-    MarkForRepack(Set),
+    CopyForRepack(Set),
     SwapRepack(usize),
     LoseEntry(u8),
     ReadForIndex,
@@ -141,10 +142,10 @@ impl Protocol {
             }
         }
         if state.marks.iter().flatten().count() < config.collectors {
-            actions.push(Action::Mark);
+            actions.extend([Action::Count, Action::Mark]);
         }
         if state.repacks.iter().flatten().count() < config.repackers && state.repacks_begun < config.repacks {
-            actions.extend(self.repackable(state).subsets().map(Action::MarkForRepack));
+            actions.extend(self.repackable(state).subsets().map(Action::CopyForRepack));
         }
         if config.hints_lost {
             actions.extend(state.root.indexed.iter().map(Action::LoseEntry));
@@ -179,13 +180,14 @@ impl Protocol {
             Action::Trash(backup) => self.trash(state, backup),
             Action::Undelete(backup) => self.undelete(state, backup),
             Action::Purge(backup) => self.purge(state, backup),
+            Action::Count => self.count(state),
             Action::Mark => self.mark(state),
             Action::Condemn(worker) => self.condemn(state, worker),
             Action::Doom(position) => self.doom(state, position),
             Action::BeginDeleting => self.begin_deleting(state),
             Action::Delete(names) => self.delete(state, names),
             Action::Forget(position) => self.forget(state, position),
-            Action::MarkForRepack(sources) => self.mark_for_repack(state, sources),
+            Action::CopyForRepack(sources) => self.copy_for_repack(state, sources),
             Action::SwapRepack(worker) => self.swap_repack(state, worker),
             Action::LoseEntry(pack) => {
                 state.root.indexed.remove(Set::of(pack));
@@ -244,14 +246,15 @@ impl fmt::Display for Action {
             Self::Trash(backup) => write!(f, "backup {backup} is moved to the trash"),
             Self::Undelete(backup) => write!(f, "backup {backup} is taken out of the trash"),
             Self::Purge(backup) => write!(f, "backup {backup} is purged"),
+            Self::Count => write!(f, "the count is brought up to date"),
             Self::Mark => write!(f, "a collector marks"),
             Self::Condemn(worker) => write!(f, "collector {worker} condemns what its mark did not reach"),
             Self::Doom(position) => write!(f, "batch {position} is doomed"),
             Self::BeginDeleting => write!(f, "a collector asks for the deletion of what it read as doomed"),
             Self::Delete(names) => write!(f, "the deletion of {} lands", in_words(*names)),
             Self::Forget(position) => write!(f, "batch {position} is forgotten"),
-            Self::MarkForRepack(sources) => {
-                write!(f, "a repacker marks, and copies the live chunks of {}", in_words(*sources))
+            Self::CopyForRepack(sources) => {
+                write!(f, "a repacker copies the live chunks of {}", in_words(*sources))
             }
             Self::SwapRepack(worker) => write!(f, "repacker {worker} swaps"),
             Self::LoseEntry(pack) => write!(f, "the index loses {}", Name(*pack)),

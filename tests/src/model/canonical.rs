@@ -33,6 +33,10 @@ fn forget_the_dead(protocol: &Protocol, state: &mut State) {
                 begun.phase = Phase::Over;
             }
         }
+        if begun.phase == Phase::Over {
+            // No request of it is under way that would have to be refused.
+            state.root.released.remove(Set::of(session));
+        }
         if !config.again && state.reported.has(session) {
             begun.phase = Phase::Over;
             begun.base = 0;
@@ -48,7 +52,8 @@ fn forget_the_dead(protocol: &Protocol, state: &mut State) {
         for slot in &mut state.marks {
             let Some(mark) = slot else { continue };
             mark.plan = mark.plan.and(state.store).minus(root.at(Stage::Doomed));
-            if mark.plan.is_empty() && config.repacks == 0 {
+            mark.released = mark.released.and(state.root.released);
+            if mark.plan.is_empty() && mark.needless.is_empty() && mark.released.is_empty() {
                 *slot = None;
             }
         }

@@ -2,9 +2,8 @@
 
 use super::mutants::Change;
 use super::protocol::{Event, Protocol};
-use super::reach::moved_packs;
 use super::set::Set;
-use super::state::{Breach, Mark, PACKS, Reindex, Root, Stage, State};
+use super::state::{Breach, Mark, PACKS, Reindex, Root, Stage, State, list_of};
 
 impl Protocol {
     /// The backups whose names a collector takes to be needed.
@@ -17,23 +16,45 @@ impl Protocol {
         if self.lacks(Change::IgnoreRegistration) { Set::EMPTY } else { self.readers(state) }
     }
 
-    /// Step 6.
+    /// Step 6, first half: the count is brought up to date. Whatever was made from the one before is void.
+    pub fn count(&self, state: &mut State) -> Option<()> {
+        let counted = Some(self.kept(&state.root));
+        if !self.config.counts || state.root.counted == counted {
+            return None;
+        }
+        self.swap(state, |next| next.counted = counted);
+        Some(())
+    }
+
+    /// The count or the relocations have changed: marks and copies made from those before come to nothing.
+    pub fn void(&self, state: &mut State) {
+        if !self.lacks(Change::CondemnStale) {
+            state.marks = [None; 2];
+        }
+        if !self.lacks(Change::RepackStale) {
+            state.repacks = [None; 2];
+        }
+    }
+
+    /// Step 6, second half: what nothing needs, by the count and by what came in since.
     pub fn mark(&self, state: &mut State) -> Option<()> {
         let free = state.marks.iter().position(Option::is_none)?;
         let root = &state.root;
-        let marked = self.kept(root).or(self.registered(state));
+        let counted = if self.config.counts { root.counted? } else { Set::EMPTY };
+        let marked = counted.or(self.kept(root)).or(self.registered(state));
         let plan = state.store.minus(self.reach(state, root, marked)).minus(root.dead_names());
-        let needless = moved_packs(root).minus(self.moves_needed(state, root, marked));
-        if plan.is_empty() && needless.is_empty() {
+        let needless = self.moves_needless(state, root, marked);
+        let released = root.released;
+        if plan.is_empty() && needless.is_empty() && released.is_empty() {
             return None;
         }
-        state.marks[free] = Some(Mark { incarnation: root.incarnation, plan, marked });
+        state.marks[free] = Some(Mark { incarnation: root.incarnation, plan, marked, needless, released });
         Some(())
     }
 
     /// Step 7: what the mark did not reach, and nothing does that came in since: backups, registrations, relocations.
     pub fn condemn(&self, state: &mut State, worker: usize) -> Option<()> {
-        let Mark { incarnation, plan, marked } = state.marks[worker]?;
+        let Mark { incarnation, plan, marked, needless, released } = state.marks[worker]?;
         if !state.root.has_room(self.config.batches) {
             return None;
         }
@@ -48,7 +69,7 @@ impl Protocol {
         }
         let reached = if self.lacks(Change::NoRecheck) {
             Set::EMPTY
-        } else if self.lacks(Change::RecheckOldMoves) {
+        } else if self.lacks(Change::CondemnStale) {
             self.reach(state, root, now.minus(marked))
         } else {
             self.reach(state, root, now)
@@ -57,8 +78,14 @@ impl Protocol {
         if going != plan.minus(root.dead_names()) {
             self.note(Event::Spared);
         }
-        let needless = moved_packs(root).minus(self.moves_needed(state, root, now));
-        if going.is_empty() && needless.is_empty() {
+        // What a restore holds back stays released: a late repetition of its commit must not bring it back.
+        let held_back: Set = if self.lacks(Change::ReleasedEarly) {
+            Set::EMPTY
+        } else {
+            released.iter().filter(|&backup| reached.has(list_of(backup))).collect()
+        };
+        let decided = released.minus(held_back);
+        if going.is_empty() && needless.is_empty() && decided.and(root.released).is_empty() {
             return Some(());
         }
         if !needless.is_empty() {
@@ -69,10 +96,14 @@ impl Protocol {
             for pack in needless.iter() {
                 next.moved[usize::from(pack)] = None;
             }
+            next.released.remove(decided);
             if !going.is_empty() {
-                next.condemn(going);
+                next.condemn(going, false);
             }
         });
+        if !needless.is_empty() {
+            self.void(state);
+        }
         if self.lacks(Change::DeleteCondemned) {
             self.ask_for_deletion(state, going);
         }
@@ -126,7 +157,12 @@ impl Protocol {
             Some(Change::RaiseTooLittle) => batch.epoch - 1,
             _ => batch.epoch,
         };
+        let kept = self.lacks(Change::ForgetKeepsEntry);
         self.swap(state, |next| {
+            if !kept {
+                // The batch that says which rewritten packs were taken back goes now.
+                next.moved = next.heirs();
+            }
             next.drop_batch(position);
             next.oldest = next.oldest.max(raised);
             if !listed {
@@ -136,6 +172,7 @@ impl Protocol {
                 next.moved[usize::from(pack)] = None;
             }
         });
+        self.void(state);
         Some(())
     }
 

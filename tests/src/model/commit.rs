@@ -23,6 +23,10 @@ impl Protocol {
     /// The root with the backup in it.
     fn decide(&self, state: &State, session: u8) -> Result<Root, Refusal> {
         let (root, begun) = (&state.root, &state.sessions[usize::from(session)]);
+        let removed = root.released.has(session) || root.stage(list_of(session)).is_some();
+        if removed && !self.lacks(Change::NoRemovedCheck) {
+            return Err(Refusal::Removed);
+        }
         let names = self.names(session, begun);
         let incarnation =
             if self.lacks(Change::NoIncarnationCheck) { root.incarnation } else { begun.incarnation };
@@ -58,24 +62,13 @@ impl Protocol {
 
     /// Takes names back, in a root that is being prepared.
     pub fn pardon(&self, next: &mut Root, names: Set) {
-        let before = next.moved;
-        if names.iter().any(|name| before.get(usize::from(name)).is_some_and(Option::is_some)) {
+        if names.iter().any(|name| next.moved.get(usize::from(name)).is_some_and(Option::is_some)) {
             self.note(Event::PardonedMoved);
         }
         if !names.is_empty() {
             self.note(Event::Pardoned);
         }
         next.pardon(names);
-        if self.lacks(Change::PardonKeepsMove) {
-            next.moved = before;
-        }
-    }
-
-    fn landed(&self, state: &State, session: u8) {
-        self.note(Event::Committed);
-        if state.purged.has(session) {
-            self.note(Event::CameBack);
-        }
     }
 
     fn refused(&self, state: &mut State, session: u8, refusal: Refusal) -> Option<()> {
@@ -84,6 +77,7 @@ impl Protocol {
             Refusal::BaseTooOld => Event::RefusedBase,
             Refusal::Doomed => Event::RefusedDoomed,
             Refusal::ParentGone => Event::RefusedParent,
+            Refusal::Removed => Event::RefusedRemoved,
         });
         state.sessions[usize::from(session)].phase = Phase::Refused;
         Some(())
@@ -93,7 +87,7 @@ impl Protocol {
     pub fn commit(&self, state: &mut State, session: u8) -> Option<()> {
         match self.decide(state, session) {
             Ok(next) => {
-                self.landed(state, session);
+                self.note(Event::Committed);
                 self.install(state, next);
                 Some(())
             }
@@ -118,7 +112,7 @@ impl Protocol {
     pub fn swap_apart(&self, state: &mut State, worker: usize) -> Option<()> {
         let decided = state.committers[worker].take()?;
         if decided.on == (state.root.incarnation, state.root.epoch) {
-            self.landed(state, decided.session);
+            self.note(Event::Committed);
             self.install(state, decided.next);
         } else if self.lacks(Change::BlindSwap) {
             state.root = decided.next;
@@ -165,6 +159,7 @@ impl Protocol {
         self.swap(state, |next| {
             next.live.remove(backup);
             next.trashed.remove(backup);
+            next.released.add(backup);
         });
         Some(())
     }

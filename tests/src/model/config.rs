@@ -38,6 +38,8 @@ pub struct Config {
     pub batches: usize,
     /// Whether the trash can be undone.
     pub undelete: bool,
+    /// Whether collectors keep a count of what is needed; otherwise each mark counts from the start.
+    pub counts: bool,
     /// Collectors at once.
     pub collectors: usize,
     /// Committers that read, decide, and swap in separate steps; with 0, each swap is one step.
@@ -75,6 +77,7 @@ impl Config {
         deletes_apart: false,
         batches: 2,
         undelete: false,
+        counts: false,
         collectors: 0,
         committers: 0,
         repackers: 0,
@@ -113,7 +116,9 @@ impl Config {
             indexed: packs,
             indexed_late: Set::EMPTY,
             dead: Default::default(),
+            released: Set::EMPTY,
             moved: [None; PACKS],
+            counted: self.counts.then_some(given),
         };
         let mut state = State {
             root,

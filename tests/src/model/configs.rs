@@ -41,8 +41,8 @@ const fn sessions<const N: usize>(scripts: [Script; N]) -> [Option<Script>; SESS
 /// All configurations.
 pub fn all() -> Vec<Bounds> {
     use Event::{
-        CameBack, Committed, Condemned, Forgotten, LeftOut, LostRace, MoveEnded, Pardoned, PardonedMoved, Rebuilt,
-        RefusedBase, RefusedDoomed, RefusedIncarnation, RefusedParent, Reindexed, ReindexRefused, RepackRefused,
+        Committed, Condemned, Forgotten, LostRace, MoveEnded, Pardoned, PardonedMoved, Rebuilt,
+        RefusedBase, RefusedDoomed, RefusedIncarnation, RefusedParent, RefusedRemoved, Reindexed, ReindexRefused, RepackLate, RepackRefused,
         Repacked, RepackedAgain, RestoredPurged, Spared, TakenUp, UploadedAgain,
     };
     let nothing = Config { collectors: 1, ..Config::NOTHING };
@@ -52,6 +52,7 @@ pub fn all() -> Vec<Bounds> {
     };
     const ONE: &[(u8, Set)] = &[(0, Set::below(1))];
     const TWO: &[(u8, Set)] = &[(0, Set::below(2))];
+    const TWICE: &[(u8, Set)] = &[(0, Set::below(2)), (1, Set::below(2))];
     const THREE: &[(u8, Set)] = &[(0, Set::below(3))];
     vec![
         bounds(
@@ -70,13 +71,14 @@ pub fn all() -> Vec<Bounds> {
                 sessions: sessions([given(0, 1, 0), session(1, 1, 0)]),
                 packs: ONE,
                 removable: Set::below(2),
+                counts: true,
                 collectors: 2,
                 undelete: true,
                 again: true,
                 batches: 3,
                 ..nothing
             },
-            &[Committed, Pardoned, RefusedBase, RefusedDoomed, CameBack, Condemned, Spared, Forgotten],
+            &[Committed, Pardoned, RefusedBase, RefusedDoomed, RefusedRemoved, Condemned, Spared, Forgotten],
         ),
         bounds(
             Config {
@@ -119,10 +121,11 @@ pub fn all() -> Vec<Bounds> {
                 packs: ONE,
                 removable: Set::below(2),
                 restorable: Set::below(2),
+                again: true,
                 deletes_apart: true,
                 ..nothing
             },
-            &[Committed, Condemned, Forgotten, RestoredPurged],
+            &[Committed, Condemned, Forgotten, RefusedRemoved, RestoredPurged],
         ),
         bounds(
             Config {
@@ -163,12 +166,13 @@ pub fn all() -> Vec<Bounds> {
                 sessions: sessions([given(0, 1, 0), session(1, 2, 2)]),
                 packs: TWO,
                 removable: Set::below(2),
+                counts: true,
                 repackers: 1,
                 repacks: 1,
                 batches: 3,
                 ..nothing
             },
-            &[Committed, PardonedMoved, Repacked, LeftOut, RepackRefused, MoveEnded, Forgotten],
+            &[Committed, PardonedMoved, Repacked, RepackLate, RepackRefused, MoveEnded, Forgotten],
         ),
         bounds(
             Config {
@@ -176,11 +180,12 @@ pub fn all() -> Vec<Bounds> {
                 sessions: sessions([given(0, 1, 0), session(1, 2, 2), session(1, 2, 0)]),
                 packs: TWO,
                 removable: Set::below(2),
+                counts: true,
                 repackers: 1,
                 repacks: 1,
                 ..nothing
             },
-            &[Committed, PardonedMoved, Repacked, LeftOut, RepackRefused, MoveEnded, Forgotten],
+            &[Committed, PardonedMoved, Repacked, RepackLate, RepackRefused, MoveEnded, Forgotten],
         ),
         bounds(
             Config {
@@ -188,6 +193,7 @@ pub fn all() -> Vec<Bounds> {
                 sessions: sessions([given(0, 1, 0), given(1, 2, 0), session(2, 2, 2)]),
                 packs: THREE,
                 removable: Set::of(1),
+                counts: true,
                 repackers: 1,
                 repacks: 2,
                 batches: 3,
@@ -197,16 +203,29 @@ pub fn all() -> Vec<Bounds> {
         ),
         bounds(
             Config {
+                name: "side by side",
+                sessions: sessions([given(0, 1, 0), given(1, 1, 1)]),
+                packs: TWICE,
+                counts: true,
+                repackers: 2,
+                repacks: 2,
+                ..nothing
+            },
+            &[Repacked, Condemned, Forgotten],
+        ),
+        bounds(
+            Config {
                 name: "two repacks",
                 sessions: sessions([given(0, 1, 0), session(1, 2, 2)]),
                 packs: TWO,
                 removable: Set::below(2),
+                counts: true,
                 repackers: 2,
                 repacks: 2,
                 reindex: true,
                 ..nothing
             },
-            &[Committed, Repacked, LeftOut],
+            &[Committed, Repacked, RepackLate],
         ),
         bounds(
             Config {
@@ -215,6 +234,7 @@ pub fn all() -> Vec<Bounds> {
                 packs: TWO,
                 removable: Set::below(2),
                 restorable: Set::below(2),
+                counts: true,
                 repackers: 1,
                 repacks: 1,
                 deletes_apart: true,

@@ -42,6 +42,8 @@ mutants! {
     DeleteCondemned "delete-early" "commit" OnlyDoomedDeleted "what is condemned is deleted at once";
     MarkLiveOnly "trash" "commit" ChunksResolve "what only backups in the trash reach is not marked";
     PurgeLive "purge" "commit" StepsAreSound "retention takes live backups out of the root";
+    NoRemovedCheck "removed" "two collectors" PurgedStayAway "a late repetition of a commit is not compared with what was removed";
+    ReleasedEarly "released-early" "restore" PurgedStayAway "a condemnation takes what a restore holds back out of what was removed";
     IndexUnlisted "forget-index" "commit" ChunksResolve "names are forgotten while the index still has them";
     BlindSwap "swap" "two committers" ReportedStay "the root is written without comparing";
     ReindexUnchecked "index-unchecked" "index" ChunksResolve "a rebuilt index comes in without a check of its packs";
@@ -57,12 +59,13 @@ mutants! {
     RepackOwnOnly "repack-own" "repack and inherit" ChunksResolve "a repack looks only at the own lists of backups that came in, not at inherited ones";
     RepackUnchecked "repack-unchecked" "repack" ChunksResolve "a repack's new pack comes in without the committer's check";
     RepackNoPardon "repack-pardon" "repack" ChunksResolve "a repack does not pardon its new pack";
-    RepackDead "repack-dead" "repack" ChunksResolve "a repack moves packs that are dead already";
     PardonKeepsMove "pardon-move" "repack" ChunksResolve "a pardoned pack still counts as moved";
-    RecheckOldMoves "re-check-moves" "repack" ChunksResolve "a condemnation resolves names as its mark did, not by the root it replaces";
+    CondemnStale "stale-mark" "repack" ChunksResolve "a condemnation goes on from a mark whose count or relocations are not the root's any more";
+    RepackStale "stale-copy" "side by side" ChunksResolve "a repack goes on from a count or relocations that are not the root's any more";
+    RepackTakenBack "taken-back" "repack again" ChunksResolve "a pack that was taken back is rewritten again while the root still says so";
+    ForgetKeepsEntry "taken-back-forget" "repack" ChunksResolve "the batch that says a pack was taken back is forgotten, its relocation is not";
     MoveEnds "move-ends" "repack" ChunksResolve "a relocation goes when its pack is forgotten";
-    MoveOneStep "move-one-step" "repack again" ChunksResolve "a relocation through another is not followed when marking";
-    MoveUnnamed "move-unnamed" "repack again" ChunksResolve "a relocation that only another one leads to goes";
+    MoveNotLedOn "move-led-on" "repack again" ChunksResolve "a relocation to a pack that is rewritten is not led on to its heir";
     RepackNoReaders "repack-restore" "repack and restore" RestoresFinish "a repack does not count what registered restores read";
     NoIncarnationCheck "incarnation" "copies lost" ChunksResolve "a commit based on a lost incarnation is taken";
     RebuildDoomed "rebuild-doomed" "rebuild" ChunksResolve "a rebuilt root takes in what was doomed";

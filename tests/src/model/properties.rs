@@ -1,7 +1,7 @@
 //! What must hold in every state: the invariants of the design, section 5.
 
 use super::protocol::Protocol;
-use super::reach::{is_whole, moved_packs};
+use super::reach::is_whole;
 use super::set::Set;
 use super::state::{BATCHES, Breach, Phase, Restore, Stage, State};
 
@@ -18,6 +18,8 @@ pub enum Rule {
     NamesUsedOnce,
     /// A backup a user was told about stays in the root until it is purged from the trash.
     ReportedStay,
+    /// A backup that was purged from the trash does not come back, however late a request for it is delivered again.
+    PurgedStayAway,
     /// Each root may follow the one before it, as `check_step` of the catalog sees it.
     StepsAreSound,
     /// A registered restore finds everything, whatever becomes of its backup.
@@ -34,6 +36,7 @@ impl Rule {
         Self::OnlyDoomedDeleted,
         Self::NamesUsedOnce,
         Self::ReportedStay,
+        Self::PurgedStayAway,
         Self::StepsAreSound,
         Self::RestoresFinish,
         Self::GarbageGoes,
@@ -53,6 +56,7 @@ impl Rule {
             Self::OnlyDoomedDeleted => "only doomed names are deleted",
             Self::NamesUsedOnce => "names are used once",
             Self::ReportedStay => "reported backups stay until purged",
+            Self::PurgedStayAway => "purged backups stay away",
             Self::StepsAreSound => "check_step",
             Self::RestoresFinish => "registered restores finish",
             Self::GarbageGoes => "garbage can be collected",
@@ -68,6 +72,10 @@ impl Rule {
             Self::NamesUsedOnce => |_, state| !state.breaches.has(Breach::Name as u8),
             Self::ReportedStay => |_, state| {
                 state.lost || state.reported.minus(state.purged).within(state.root.backups())
+            },
+            // A rebuild takes in whatever is whole.
+            Self::PurgedStayAway => |_, state| {
+                state.root.incarnation > 1 || state.purged.and(state.root.backups()).is_empty()
             },
             Self::StepsAreSound => |_, state| !state.breaches.has(Breach::Step as u8),
             Self::RestoresFinish => restores_finish,
@@ -105,8 +113,9 @@ fn garbage_goes(protocol: &Protocol, state: &State) -> bool {
             session.phase = Phase::Over;
         }
     }
-    for _ in 0..3 {
+    for _ in 0..4 {
         empty_dead(protocol, &mut end);
+        protocol.count(&mut end);
         if protocol.mark(&mut end).is_some() {
             protocol.condemn(&mut end, 0);
         }
@@ -114,7 +123,7 @@ fn garbage_goes(protocol: &Protocol, state: &State) -> bool {
     empty_dead(protocol, &mut end);
     let root = &end.root;
     let backups = root.backups();
-    let needless = moved_packs(root).minus(protocol.moves_needed(&end, root, backups));
+    let needless = protocol.moves_needless(&end, root, backups);
     end.store == protocol.reach(&end, root, backups)
         && needless.is_empty()
         && root.batches().next().is_none()

@@ -33,8 +33,8 @@ pub enum Event {
     RefusedParent,
     /// A swap lost its race.
     LostRace,
-    /// A purged backup came back by a request delivered again.
-    CameBack,
+    /// A commit was refused because its backup was removed, or its list is dead.
+    RefusedRemoved,
     /// Something was condemned.
     Condemned,
     /// The re-check at condemn spared something.
@@ -47,8 +47,8 @@ pub enum Event {
     Repacked,
     /// A pack that was itself the target of a repack was moved.
     RepackedAgain,
-    /// A repack left a source out.
-    LeftOut,
+    /// A repack came too late for one of its sources.
+    RepackLate,
     /// A repack was refused.
     RepackRefused,
     /// A relocation was not needed any more.
@@ -123,7 +123,11 @@ impl Protocol {
         if self.config.rebuild {
             state.copy = state.root;
         }
+        let counted = state.root.counted;
         state.root = next;
+        if next.counted != counted {
+            self.void(state);
+        }
     }
 }
 

@@ -1,6 +1,5 @@
 //! What backups reach, through relocations.
 
-use super::mutants::Change;
 use super::protocol::Protocol;
 use super::set::Set;
 use super::state::{PACKS, Root, Stage, State, list_of};
@@ -11,25 +10,16 @@ impl Protocol {
         let lists = state.lists(backups);
         let mut reached: Set = lists.iter().map(list_of).collect();
         for (_, pack) in state.named(lists) {
-            let end = if self.lacks(Change::MoveOneStep) {
-                root.moved[usize::from(pack)].unwrap_or(pack)
-            } else {
-                root.resolve(pack)
-            };
-            reached.add(Set::of(end));
+            reached.add(Set::of(root.resolve(pack)));
         }
         reached
     }
 
-    /// The packs whose relocations backups need: those they name, and those that lead on from there.
-    pub fn moves_needed(&self, state: &State, root: &Root, backups: Set) -> Set {
-        let named = state.named(state.lists(backups)).map(|(_, pack)| pack);
-        let needed: Set = if self.lacks(Change::MoveUnnamed) {
-            named.collect()
-        } else {
-            named.flat_map(|pack| root.way(pack)).collect()
-        };
-        needed.and(moved_packs(root))
+    /// The relocations that nothing needs: no backup that is counted, uncounted or being restored names the pack.
+    pub fn moves_needless(&self, state: &State, root: &Root, backups: Set) -> Set {
+        let named = state.named(state.lists(backups)).map(|(_, pack)| pack).collect();
+        let waits = root.batches().any(|batch| batch.rewritten);
+        if waits { Set::EMPTY } else { moved_packs(root).minus(named) }
     }
 
     /// The chunks of a pack that backups need.
@@ -41,7 +31,7 @@ impl Protocol {
 
 /// The packs that were moved.
 pub fn moved_packs(root: &Root) -> Set {
-    (0..PACKS as u8).filter(|&pack| root.moved[usize::from(pack)].is_some()).collect()
+    (0..PACKS as u8).filter(|&pack| root.heir(pack).is_some()).collect()
 }
 
 /// Says whether a backup finds its lists and every chunk in objects that exist and, where `but_doomed`, are not doomed.

@@ -47,7 +47,9 @@ impl Protocol {
             indexed: Set::EMPTY,
             indexed_late: Set::EMPTY,
             dead: Default::default(),
+            released: Set::EMPTY,
             moved: [None; PACKS],
+            counted: None,
         };
         let doomed = last.batches().filter(|batch| carried && batch.stage == Stage::Doomed);
         for (slot, batch) in root.dead.iter_mut().zip(doomed) {

@@ -16,6 +16,8 @@ pub enum Refusal {
     Doomed,
     /// The parent is gone.
     ParentGone,
+    /// It was in the root, and was removed.
+    Removed,
 }
 
 impl Root {
@@ -58,13 +60,14 @@ impl Root {
         Ok(names.and(self.at(Stage::Condemned)))
     }
 
-    /// Takes condemned names back. A pack that was moved is not any more: it stays.
+    /// Takes condemned names back. The count has the references to a rewritten pack at its heirs: it must be made anew.
     pub fn pardon(&mut self, names: Set) {
         for batch in self.dead.iter_mut().flatten().filter(|batch| batch.stage == Stage::Condemned) {
-            batch.pardoned.add(names.and(batch.names));
-        }
-        for pack in names.iter().filter(|&name| usize::from(name) < PACKS) {
-            self.moved[usize::from(pack)] = None;
+            let taken_back = names.and(batch.names);
+            if batch.rewritten && !taken_back.within(batch.pardoned) {
+                self.counted = None;
+            }
+            batch.pardoned.add(taken_back);
         }
     }
 
@@ -74,8 +77,9 @@ impl Root {
     }
 
     /// Condemns names with the epoch that the root has now.
-    pub fn condemn(&mut self, names: Set) {
-        let batch = Batch { names, pardoned: Set::EMPTY, epoch: self.epoch, stage: Stage::Condemned };
+    pub fn condemn(&mut self, names: Set, rewritten: bool) {
+        let epoch = self.epoch;
+        let batch = Batch { names, pardoned: Set::EMPTY, epoch, stage: Stage::Condemned, rewritten };
         if let Some(free) = self.dead.iter_mut().find(|slot| slot.is_none()) {
             *free = Some(batch);
         }
@@ -87,14 +91,33 @@ impl Root {
         self.dead[BATCHES - 1] = None;
     }
 
-    /// The pack that holds what was in another, through all relocations.
+    /// The pack that holds what is needed of another.
     pub fn resolve(&self, pack: u8) -> u8 {
-        self.way(pack).last().unwrap_or(pack)
+        self.heir(pack).unwrap_or(pack)
     }
 
-    /// A pack, the one it was moved to, the one that was moved to, and so on.
+    /// A pack, and the one it was moved to.
     pub fn way(&self, pack: u8) -> impl Iterator<Item = u8> {
-        std::iter::successors(Some(pack), |&at| self.moved[usize::from(at)]).take(PACKS)
+        std::iter::once(pack).chain(self.heir(pack))
+    }
+
+    /// The rewritten packs that commits took back, as long as the root says so.
+    pub fn taken_back(&self) -> Set {
+        self.batches().filter(|batch| batch.rewritten).fold(Set::EMPTY, |all, batch| all.or(batch.pardoned))
+    }
+
+    /// The pack that holds now what was needed of a rewritten one.
+    pub fn heir(&self, pack: u8) -> Option<u8> {
+        self.moved[usize::from(pack)].filter(|_| !self.taken_back().has(pack))
+    }
+
+    /// The relocations that count.
+    pub fn heirs(&self) -> [Option<u8>; PACKS] {
+        let mut heirs = self.moved;
+        for pack in self.taken_back().iter().filter(|&name| usize::from(name) < PACKS) {
+            heirs[usize::from(pack)] = None;
+        }
+        heirs
     }
 
     /// What `check_step` of the catalog checks of two roots that follow each other.

@@ -40,6 +40,8 @@ pub struct Batch {
     pub epoch: u8,
     /// How far it is.
     pub stage: Stage,
+    /// Whether these are packs that were rewritten.
+    pub rewritten: bool,
 }
 
 /// The register.
@@ -62,8 +64,13 @@ pub struct Root {
     pub indexed_late: Set,
     /// What is dead, oldest first.
     pub dead: [Option<Batch>; BATCHES],
-    /// Where repacks have moved the live chunks of packs.
+    /// Backups that were purged and not yet condemned.
+    pub released: Set,
+    /// Where repacks have moved the live chunks of packs, as written; what was taken back since does not count
+    /// ([`Root::heir`]).
     pub moved: [Option<u8>; PACKS],
+    /// The backups that are counted; `None` while the count is lost.
+    pub counted: Option<Set>,
 }
 
 /// Where a backup finds a chunk.
@@ -120,6 +127,10 @@ pub struct Mark {
     pub plan: Set,
     /// The backups whose names count as reached.
     pub marked: Set,
+    /// The relocations that nothing needs any more.
+    pub needless: Set,
+    /// What the root had released.
+    pub released: Set,
 }
 
 /// A repack between its mark and its swap.
@@ -129,8 +140,8 @@ pub struct Repack {
     pub incarnation: u8,
     /// The epoch it marked.
     pub base: u8,
-    /// The backups it marked.
-    pub marked: Set,
+    /// The relocations it read.
+    pub moved: [Option<u8>; PACKS],
     /// The packs whose live chunks it copied.
     pub sources: Set,
     /// The pack it copied them to.
