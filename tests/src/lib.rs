@@ -22,6 +22,8 @@ use strongroom_vault::restore::{RestoreOptions, restore_to_stream};
 use strongroom_vault::target::{InitOptions, KekProvider, init, open};
 use strongroom_vault::{Context, Entropy, Progress, Target, VaultResult};
 
+pub mod model;
+
 /// A key-encryption key that is simply there.
 #[derive(Debug, Clone)]
 pub struct KeyAtHand(pub Secret32);
