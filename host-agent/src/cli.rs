@@ -69,6 +69,9 @@ pub struct Global {
     /// What this host calls itself in packs and manifests [default: its host name]
     #[arg(long, global = true, env = "STRONGROOM_HOST", value_name = "NAME")]
     pub host: Option<String>,
+    /// The fleet's queues: file:///path to a folder
+    #[arg(long, global = true, env = "STRONGROOM_QUEUES", value_name = "QUEUES")]
+    pub queues: Option<String>,
 }
 
 /// What to do.
@@ -106,6 +109,21 @@ pub enum Command {
     Index(IndexCommand),
     /// Adds up what is stored
     Stats,
+    /// Runs the agent of this host: takes runs off its queue and does them
+    Agent,
+    /// Runs agent and control plane in one process, without any cloud
+    Up(UpArgs),
+    /// Asks the fleet for something; prints the run it becomes
+    #[command(subcommand)]
+    Request(RequestCommand),
+    /// Lists runs, newest first
+    Runs(RunsArgs),
+    /// Follows runs to their ends; exits with 1 if one failed
+    Watch {
+        /// Ids of runs
+        #[arg(required = true)]
+        runs: Vec<String>,
+    },
     /// Prints a completion script for a shell
     Completions {
         /// The shell
@@ -358,11 +376,161 @@ pub enum IndexCommand {
     Rebuild,
 }
 
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    /// Time between two looks at what is due
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
+    pub tick: DurationMs,
+}
+
+#[derive(Debug, Args)]
+pub struct RunsArgs {
+    /// Only this volume's
+    #[arg(long, value_name = "NAME")]
+    pub volume: Option<String>,
+    /// Only those that have not ended
+    #[arg(long)]
+    pub open: bool,
+    /// So many at the most
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub limit: usize,
+}
+
+/// How a request is sent.
+#[derive(Debug, Clone, Args)]
+pub struct Sending {
+    /// Waits for the end; exits with 1 if it failed
+    #[arg(long)]
+    pub wait: bool,
+    /// Idempotency key: a request that is sent again under its key is the same request [default: a new one]
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+    /// The target, as the fleet calls it [default: the fleet's home]
+    #[arg(long, value_name = "NAME")]
+    pub of_target: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum RequestCommand {
+    /// Back a volume up now
+    Backup {
+        /// Its name
+        volume: String,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Restore a backup on a host
+    Restore {
+        /// A backup's id, a unique prefix of it, or VOLUME@latest
+        backup: String,
+        /// Where to, on that host
+        destination: String,
+        /// The host that writes it
+        #[arg(long, value_name = "NAME")]
+        on_host: String,
+        /// Only these bytes of the volume: START-END (END excluded) or START+LENGTH
+        #[arg(long, value_name = "RANGE", value_parser = parse_range)]
+        range: Option<Range<u64>>,
+        /// Replaces a file that exists, once the restore is complete
+        #[arg(long)]
+        overwrite: bool,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Move backups to the trash
+    Delete {
+        /// Ids of backups, unique prefixes of them, or VOLUME@latest
+        #[arg(required = true)]
+        backups: Vec<String>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Take backups out of the trash
+    Undelete {
+        /// Ids of backups, or unique prefixes of them
+        #[arg(required = true)]
+        backups: Vec<String>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Verify that backups can be restored
+    Verify {
+        /// The host that does it
+        #[arg(long, value_name = "NAME")]
+        on_host: String,
+        /// Reads so many percent of the packs as well
+        #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=100))]
+        sample: u8,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Apply the volumes' retention now
+    Retention {
+        /// Only this volume
+        #[arg(long, value_name = "NAME")]
+        volume: Option<String>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Collect garbage now
+    Gc {
+        /// How long removed backups can be undeleted, and after that how long condemned objects wait [default: the target's]
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        grace: Option<DurationMs>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Forget a volume; its backups stay
+    VolumeDelete {
+        /// Its name
+        volume: String,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Change a volume's schedule
+    Schedule {
+        /// The volume
+        volume: String,
+        /// Five fields, as in crontab(5)
+        #[arg(long)]
+        cron: Option<String>,
+        /// Time zone whose clock the schedule follows, such as Europe/Berlin
+        #[arg(long, value_name = "ZONE")]
+        time_zone: Option<String>,
+        /// Whether slots pass by unused
+        #[arg(long)]
+        paused: Option<bool>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Add a host
+    HostPut {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Forget a host that has no volumes any more
+    HostDelete {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Send what a file says (- for standard input): the `request` of docs/messages.md, for what has no command here
+    Json {
+        /// The file
+        file: PathBuf,
+        #[command(flatten)]
+        sending: Sending,
+    },
+}
+
 /// A length of time, milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DurationMs(pub u64);
 
-fn parse_duration(text: &str) -> Result<DurationMs, String> {
+pub fn parse_duration(text: &str) -> Result<DurationMs, String> {
     let bad = || format!("'{text}' is no length of time; say 30m, 12h, 7d or 4w");
     let span: jiff::Span = text.parse().map_err(|_| bad())?;
     if span.get_months() != 0 || span.get_years() != 0 {

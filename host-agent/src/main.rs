@@ -2,8 +2,10 @@
 //!
 //! Only this package reads the environment, the clock and the command line; what it does is `strongroom-vault`'s.
 
+mod agent;
 mod cli;
 mod commands;
+mod fleet;
 mod keys;
 mod open;
 mod output;
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     runtime.shutdown_background();
     match done {
         Ok(commands::Done::Well) => ExitCode::SUCCESS,
+        Ok(commands::Done::RunFailed) => ExitCode::FAILURE,
         Ok(commands::Done::DamageFound) => ExitCode::from(EXIT_DAMAGED),
         Err(error) => fail(output, &error.to_string(), exit_code(&error)),
     }

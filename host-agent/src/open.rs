@@ -8,13 +8,16 @@ use rand::RngExt;
 use rand::rngs::SysRng;
 use serde::Deserialize;
 use strongroom_aws::{AwsConnection, AwsSettings, KmsKek, S3Options, S3Store};
+use strongroom_fleet::settings::TargetEntry;
 use strongroom_format::ids::TimestampMs;
 use strongroom_store::{Counters, Counting, DirectoryStore, ObjectStore, Retry, RetryPolicy};
 use strongroom_vault::target::{KekProvider, open};
 use strongroom_vault::{Clock, Context, Entropy, Target, VaultError, VaultResult};
 use zeroize::Zeroizing;
 
+use crate::agent::AgentConfig;
 use crate::cli::Global;
+use crate::fleet::VolumeConfig;
 use crate::keys::{KeyFile, Kms, Passphrase};
 
 /// The system's clock.
@@ -40,6 +43,13 @@ pub struct ConfigFile {
     region: Option<String>,
     cache_dir: Option<PathBuf>,
     host: Option<String>,
+    queues: Option<String>,
+    /// What the agent may do on this host.
+    #[serde(default)]
+    agent: AgentConfig,
+    /// Volumes that `strongroom up` sees to.
+    #[serde(default)]
+    volumes: std::collections::BTreeMap<String, VolumeConfig>,
     /// Named targets: `--target NAME` takes their settings.
     #[serde(default)]
     pub targets: std::collections::BTreeMap<String, NamedTarget>,
@@ -59,12 +69,16 @@ pub struct NamedTarget {
 }
 
 /// All settings, whatever they came from. Flags win over the environment, and both over the configuration file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// The options with the configuration file's values filled in.
     pub global: Global,
     /// The targets that the configuration file names.
     pub targets: std::collections::BTreeMap<String, NamedTarget>,
+    /// What the agent may do on this host.
+    pub agent: AgentConfig,
+    /// Volumes that `strongroom up` sees to.
+    pub volumes: std::collections::BTreeMap<String, VolumeConfig>,
     passphrase: Option<Zeroizing<String>>,
 }
 
@@ -97,8 +111,36 @@ impl Settings {
         global.region = global.region.or(file.region);
         global.cache_dir = global.cache_dir.or(file.cache_dir).or_else(default_cache_dir);
         global.host = global.host.or(file.host);
+        global.queues = global.queues.or(file.queues);
         let passphrase = std::env::var("STRONGROOM_PASSPHRASE").ok().map(Zeroizing::new);
-        Ok(Self { global, targets: file.targets, passphrase })
+        Ok(Self { global, targets: file.targets, agent: file.agent, volumes: file.volumes, passphrase })
+    }
+
+    /// The settings for a target of the fleet: what the configuration file says of a target of that name, else the
+    /// fleet's address with the key of the home.
+    pub fn for_target(&self, name: &str, entry: &TargetEntry) -> Self {
+        let mut settings = self.clone();
+        let global = &mut settings.global;
+        match self.targets.get(name).cloned() {
+            Some(named) => {
+                global.target = Some(named.target);
+                if named.key_file.is_some() || named.passphrase_file.is_some() || named.kms_key.is_some() {
+                    (global.key_file, global.passphrase_file, global.kms_key) = (None, None, None);
+                }
+                fill_key(global, named.key_file, named.passphrase_file, named.kms_key);
+                global.endpoint_url = named.endpoint_url.or(global.endpoint_url.take());
+                global.region = named.region.or(global.region.take());
+            }
+            None => {
+                global.target = Some(entry.address.clone());
+                if entry.kms_key.is_some() {
+                    (global.key_file, global.passphrase_file) = (None, None);
+                    global.kms_key.clone_from(&entry.kms_key);
+                }
+                global.region = entry.region.clone().or(global.region.take());
+            }
+        }
+        settings
     }
 
     /// What this host calls itself.

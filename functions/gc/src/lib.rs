@@ -25,7 +25,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
     for message in messages {
         if let Err(error) = handle_one(service, message, until).await {
             warn!(message = message.id, receives = message.receives, %error, "garbage was not collected");
-            failures.push(message.failed(error));
+            failures.push(message.failed(&error));
         }
     }
     failures

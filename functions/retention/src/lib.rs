@@ -28,7 +28,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
         };
         if let Err(error) = handled {
             warn!(message = message.id, receives = message.receives, %error, "retention was not run");
-            failures.push(message.failed(error));
+            failures.push(message.failed(&error));
         }
     }
     failures

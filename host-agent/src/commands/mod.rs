@@ -2,6 +2,7 @@
 
 mod backups;
 mod demo;
+mod fleet;
 mod keep;
 mod look;
 mod target;
@@ -14,6 +15,8 @@ use crate::cli::{Command, GcCommand, IndexCommand, RetentionCommand};
 use crate::open::Settings;
 use crate::output::Output;
 
+pub use backups::cores;
+
 /// How a command ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Done {
@@ -21,6 +24,8 @@ pub enum Done {
     Well,
     /// A verification found damage, or a rebuild could not take everything in.
     DamageFound,
+    /// A run that was waited for failed.
+    RunFailed,
 }
 
 /// Runs a command.
@@ -32,6 +37,11 @@ pub async fn run(settings: &Settings, command: Command, output: Output) -> Vault
         Command::Demo(args) => return demo::demo(&args, output).await,
         Command::Target(command) => return target::run(settings, command, output).await,
         Command::Completions { .. } => return Ok(Done::Well),
+        Command::Agent => return fleet::agent(settings).await,
+        Command::Up(args) => return fleet::up(settings, &args).await,
+        Command::Request(request) => return fleet::request(settings, request, output).await,
+        Command::Runs(args) => return fleet::runs(settings, &args, output).await,
+        Command::Watch { runs } => return fleet::watch(settings, &runs, output).await,
         _ => {}
     }
     let (target, counters) = settings.target().await?;
@@ -67,7 +77,15 @@ async fn on_target(
         Command::Verify(args) => look::verify(target, &args, output).await,
         Command::Index(IndexCommand::Rebuild) => keep::rebuild(target, output).await,
         Command::Stats => look::stats(target, output).await,
-        Command::Demo(_) | Command::Target(_) | Command::Completions { .. } => Ok(Done::Well),
+        // Dealt with by the caller.
+        Command::Demo(_)
+        | Command::Target(_)
+        | Command::Completions { .. }
+        | Command::Agent
+        | Command::Up(_)
+        | Command::Request(_)
+        | Command::Runs(_)
+        | Command::Watch { .. } => Ok(Done::Well),
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use strongroom_vault::{Target, VaultResult};
+use strongroom_vault::{Target, VaultError, VaultResult};
 
 use crate::home::Home;
 use crate::message::{Message, RunMessage};
@@ -78,12 +78,15 @@ pub struct Failure {
     pub id: String,
     /// Why.
     pub reason: String,
+    /// Whether it is the message that is wrong: it can go to the dead letters at once.
+    pub permanent: bool,
 }
 
 impl Incoming {
     /// Says that it was not dealt with.
-    pub fn failed(&self, reason: impl fmt::Display) -> Failure {
-        Failure { id: self.id.clone(), reason: reason.to_string() }
+    pub fn failed(&self, error: &VaultError) -> Failure {
+        let permanent = matches!(error, VaultError::Invalid(_));
+        Failure { id: self.id.clone(), reason: error.to_string(), permanent }
     }
 }
 

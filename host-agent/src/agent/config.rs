@@ -1,0 +1,153 @@
+//! What a host lets its agent do, and how.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use strongroom_vault::{VaultError, VaultResult};
+
+/// The table `[agent]` of the configuration file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct AgentConfig {
+    /// Files, devices and folders that may be backed up. Nothing else is read, whatever a message says.
+    pub sources: Vec<PathBuf>,
+    /// Files, devices and folders that may be restored to. Nothing else is written.
+    pub destinations: Vec<PathBuf>,
+    /// Runs worked on at once.
+    pub concurrency: usize,
+    /// Worker threads of one run; one for each core if 0.
+    pub workers: usize,
+    /// Time between two signs of life of a run, seconds. After six of them in silence somebody else takes it up.
+    pub heartbeat_seconds: u64,
+    /// How long runs may go on after a request to stop, seconds. What is not done by then is taken up again later.
+    pub drain_seconds: u64,
+    /// Where metrics are served for Prometheus, such as 127.0.0.1:9187; nowhere if not set.
+    pub metrics: Option<std::net::SocketAddr>,
+    /// Commands around each backup.
+    pub hooks: Hooks,
+}
+
+/// Commands around each backup. They get STRONGROOM_VOLUME, STRONGROOM_SOURCE and STRONGROOM_RUN.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Hooks {
+    /// Before: to freeze a file system, say. If it fails there is no backup.
+    pub before: Vec<String>,
+    /// After, whatever came of the backup and of the command before.
+    pub after: Vec<String>,
+    /// How long each may take, seconds.
+    pub timeout_seconds: u64,
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            sources: Vec::new(),
+            destinations: Vec::new(),
+            concurrency: 2,
+            workers: 0,
+            heartbeat_seconds: 20,
+            drain_seconds: 30,
+            metrics: None,
+            hooks: Hooks::default(),
+        }
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { before: Vec::new(), after: Vec::new(), timeout_seconds: 60 }
+    }
+}
+
+/// Heartbeats in silence after which whoever works on a run counts as gone.
+const SILENT_HEARTBEATS: u64 = 6;
+
+impl AgentConfig {
+    /// Time between two signs of life.
+    pub fn heartbeat(&self) -> Duration {
+        Duration::from_secs(self.heartbeat_seconds.max(1))
+    }
+
+    /// After so long without one, whoever works on a run counts as gone, milliseconds.
+    pub fn silent_ms(&self) -> u64 {
+        self.heartbeat_seconds.max(1) * SILENT_HEARTBEATS * 1000
+    }
+
+    /// How long a message is kept from others at a time.
+    pub fn visibility(&self) -> Duration {
+        Duration::from_millis(self.silent_ms())
+    }
+
+    /// Finds what a message calls a source, if it may be read.
+    ///
+    /// # Errors
+    /// `Invalid` if it may not; `Io` if it is not there.
+    pub fn source(&self, path: &str) -> VaultResult<PathBuf> {
+        let path = Path::new(path);
+        let found = path.canonicalize().map_err(|error| VaultError::io("opening", path, error))?;
+        allowed(&self.sources, &found, "sources", "read")?;
+        Ok(found)
+    }
+
+    /// Finds what a message calls a destination, if it may be written.
+    ///
+    /// # Errors
+    /// `Invalid` if it may not; `Io` if its folder is not there.
+    pub fn destination(&self, path: &str) -> VaultResult<PathBuf> {
+        let path = Path::new(path);
+        let error = |error| VaultError::io("opening", path, error);
+        let found = match (path.canonicalize(), path.parent(), path.file_name()) {
+            (Ok(found), ..) => found,
+            // It is made: its folder must be there.
+            (Err(_), Some(folder), Some(name)) => folder.canonicalize().map_err(error)?.join(name),
+            (Err(reason), ..) => return Err(error(reason)),
+        };
+        allowed(&self.destinations, &found, "destinations", "write")?;
+        Ok(found)
+    }
+}
+
+fn allowed(list: &[PathBuf], found: &Path, name: &str, verb: &str) -> VaultResult<()> {
+    // Where an entry is not there (any more), nothing can lie in it.
+    let entries = list.iter().filter_map(|entry| entry.canonicalize().ok());
+    if entries.into_iter().any(|entry| found.starts_with(entry)) {
+        return Ok(());
+    }
+    Err(VaultError::Invalid(format!(
+        "this host lets its agent {verb} only what [agent] {name} in its configuration file lists; '{}' is not in it",
+        found.display()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_is_touched_whatever_it_is_called() {
+        let folder = tempfile::tempdir().unwrap();
+        let images = folder.path().join("images");
+        std::fs::create_dir(&images).unwrap();
+        std::fs::write(images.join("a.img"), "a").unwrap();
+        std::fs::write(folder.path().join("secret"), "s").unwrap();
+        std::os::unix::fs::symlink(folder.path().join("secret"), images.join("link")).unwrap();
+        let config = AgentConfig {
+            sources: vec![images.clone(), folder.path().join("missing")],
+            destinations: vec![images.clone()],
+            ..AgentConfig::default()
+        };
+        let path = |name: &str| images.join(name).display().to_string();
+        assert!(config.source(&path("a.img")).is_ok());
+        assert!(config.destination(&path("new.img")).is_ok());
+        for outside in
+            [path("link"), path("../secret"), path("../images/../secret"), "/etc/hostname".to_owned()]
+        {
+            assert!(config.source(&outside).is_err(), "{outside}");
+            assert!(config.destination(&outside).is_err(), "{outside}");
+        }
+        assert!(config.destination(&path("no/such/folder")).is_err());
+        assert!(AgentConfig::default().source(&path("a.img")).is_err(), "nothing is listed");
+    }
+}

@@ -1,0 +1,154 @@
+//! What a run asks of a host.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use strongroom_catalog::find::find;
+use strongroom_fleet::committer::QueueCommitter;
+use strongroom_fleet::run::{Job, Run, RunResult};
+use strongroom_format::ids::RunId;
+use strongroom_vault::backup::{BackupOptions, Source, backup_through};
+use strongroom_vault::dedup::DedupLimits;
+use strongroom_vault::restore::{RestoreOptions, restore_to_path};
+use strongroom_vault::verify::{Depth, verify};
+use strongroom_vault::{Progress, VaultError, VaultResult};
+use tracing::warn;
+
+use super::{Agent, hooks};
+use crate::commands::cores;
+
+/// Requests of a restore at once.
+const FETCHES: usize = 6;
+/// Packs of a backup uploaded at once.
+const UPLOADS: usize = 3;
+
+impl Agent {
+    /// Does what a run asks for.
+    pub(super) async fn work(
+        &self,
+        id: RunId,
+        run: &Run,
+        progress: &Arc<Progress>,
+    ) -> VaultResult<RunResult> {
+        match &run.job {
+            Job::Backup { volume, source, .. } => {
+                let about = hooks::About { volume, source, run: id };
+                let (before, after) = (&self.config.hooks.before, &self.config.hooks.after);
+                let timeout = Duration::from_secs(self.config.hooks.timeout_seconds);
+                let done = match hooks::run(before, timeout, about).await {
+                    Ok(()) => self.back_up(run, progress).await,
+                    Err(error) => Err(error),
+                };
+                // Also when the one before failed: it may have done half of its work.
+                if let Err(error) = hooks::run(after, timeout, about).await {
+                    warn!(run = %id, %error, "after the backup");
+                    return done.map(|result| RunResult { note: error.to_string(), ..result });
+                }
+                done
+            }
+            Job::Restore { .. } => self.restore(id, run, progress).await,
+            Job::Verify { sample_percent, target, .. } => {
+                let target = self.service.targets.open(target.as_deref()).await?;
+                let depth = match sample_percent {
+                    0 => Depth::Existence,
+                    100.. => Depth::Full,
+                    percent => Depth::Sample(f64::from(*percent)),
+                };
+                let report = verify(&target, depth, None, progress).await?;
+                if report.problems.is_empty() {
+                    let note = format!("{} backups, {} objects: no problems", report.backups, report.objects);
+                    return Ok(RunResult { read_bytes: report.bytes_read, note, ..RunResult::default() });
+                }
+                Err(VaultError::Damaged(report.problems.join("; ")))
+            }
+            other => Err(VaultError::Invalid(format!("a run of {} came to a host", other.name()))),
+        }
+    }
+
+    async fn back_up(&self, run: &Run, progress: &Arc<Progress>) -> VaultResult<RunResult> {
+        let Job::Backup { volume, source, target, chunker, .. } = &run.job else {
+            return Err(VaultError::Internal("no backup".to_owned()));
+        };
+        let source = Source::open(&self.config.source(source)?)?;
+        let options = BackupOptions {
+            volume: volume.clone(),
+            host: self.settings.host(),
+            chunker: *chunker,
+            cache_dir: self.settings.global.cache_dir.clone(),
+            dedup_limits: DedupLimits::default(),
+            workers: if self.config.workers == 0 { cores() } else { self.config.workers },
+            uploads: UPLOADS,
+            ignore_parent: false,
+        };
+        let committer = QueueCommitter::new(Arc::clone(&self.service.outbox), target.clone());
+        let target = self.service.targets.open(target.as_deref()).await?;
+        let report = Box::pin(backup_through(&target, source, &options, progress, &committer)).await?;
+        Ok(RunResult {
+            backup: Some(report.backup),
+            logical_bytes: report.size_bytes,
+            stored_bytes: report.stats.stored_bytes,
+            read_bytes: report.stats.data_bytes,
+            ..RunResult::default()
+        })
+    }
+
+    async fn restore(&self, id: RunId, run: &Run, progress: &Arc<Progress>) -> VaultResult<RunResult> {
+        let Job::Restore { backup, destination, range, overwrite, target, .. } = &run.job else {
+            return Err(VaultError::Internal("no restore".to_owned()));
+        };
+        let destination = self.config.destination(destination)?;
+        let target = self.service.targets.open(target.as_deref()).await?;
+        let head = target.head().await?;
+        let (_, entry) = find(&head.root, backup)?;
+        let overwrite = *overwrite || self.is_ours(id, &destination)?;
+        let options = RestoreOptions {
+            host: self.settings.host(),
+            range: range.map(|(start, end)| start..end),
+            fetches: FETCHES,
+            overwrite,
+        };
+        let report = restore_to_path(&target, entry.id, &destination, &options, progress).await?;
+        Ok(RunResult {
+            backup: Some(entry.id),
+            logical_bytes: report.size_bytes,
+            stored_bytes: report.data_bytes,
+            read_bytes: report.fetched_bytes,
+            ..RunResult::default()
+        })
+    }
+
+    /// Says whether a destination that exists was put there by an earlier attempt of this run, which died before it could
+    /// say so. That there was nothing before the first one is noted beside the cache.
+    fn is_ours(&self, id: RunId, destination: &Path) -> VaultResult<bool> {
+        let Some(cache_dir) = &self.settings.global.cache_dir else { return Ok(false) };
+        let notes = cache_dir.join("restores");
+        let note = notes.join(id.to_string());
+        if note.exists() {
+            return Ok(true);
+        }
+        if !destination.exists() {
+            let io = |error| VaultError::io("noting a restore", &note, error);
+            std::fs::create_dir_all(&notes).map_err(io)?;
+            std::fs::write(&note, destination.display().to_string()).map_err(io)?;
+        }
+        Ok(false)
+    }
+
+    /// Forgets what was noted of a run that has ended.
+    pub(super) fn forget(&self, id: RunId) {
+        if let Some(cache_dir) = &self.settings.global.cache_dir {
+            // Not there for most runs; what stays is a few bytes.
+            let _ = std::fs::remove_file(cache_dir.join("restores").join(id.to_string()));
+        }
+    }
+
+    pub(super) fn count_success(&self, run: &Run, result: &RunResult, now_ms: u64) {
+        let mut counts = self.metrics.counts();
+        counts.read_bytes += result.read_bytes;
+        counts.stored_bytes += result.stored_bytes;
+        if let Job::Backup { volume, .. } = &run.job {
+            counts.backed_up.insert(volume.clone(), now_ms);
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! `agent`, `up`, `request`, `runs` and `watch`.
+
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use indicatif::{ProgressBar, ProgressStyle};
+use rand::RngExt;
+use serde_json::{Value, json};
+use strongroom_fleet::message::{MAX_MESSAGE_BYTES, Message, Request, Wanted};
+use strongroom_fleet::run::{Run, RunState};
+use strongroom_fleet::shard::run_of_request;
+use strongroom_fleet::{Home, Outbox, QueueName};
+use strongroom_format::ids::RunId;
+use strongroom_vault::{VaultError, VaultResult};
+use tokio::sync::watch as signal;
+use tokio::task::LocalSet;
+use tracing::info;
+
+use super::Done;
+use crate::agent::Agent;
+use crate::cli::{RequestCommand, RunsArgs, Sending, UpArgs};
+use crate::fleet::{Pace, Queues, open, run_functions};
+use crate::open::Settings;
+use crate::output::{Output, bytes, time};
+
+/// Pause between two looks at a run that is followed.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Runs read at once.
+const RUNS_AT_ONCE: usize = 16;
+/// How long a handler of `up` may take.
+const HANDLER_TIME: Duration = Duration::from_secs(60);
+
+/// Runs the agent of this host until it is told to stop.
+pub async fn agent(settings: &Settings) -> VaultResult<Done> {
+    let (service, queues) = open(settings).await?;
+    let agent = Arc::new(Agent::new(service, queues, settings).await?);
+    let stop = until_told_to_stop()?;
+    LocalSet::new().run_until(agent.serve(stop)).await;
+    Ok(Done::Well)
+}
+
+/// Runs agent and functions in this process until it is told to stop.
+pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
+    let (service, queues) = open(settings).await?;
+    let agent = Arc::new(Agent::new(service.clone(), Arc::clone(&queues), settings).await?);
+    ask_for_volumes(settings, &queues).await?;
+    let stop = until_told_to_stop()?;
+    let (functions_stop, stop_functions) = signal::channel(false);
+    let pace = Pace { tick: Duration::from_millis(args.tick.0.max(100)), handler: HANDLER_TIME };
+    let work = async {
+        // The functions go on while runs end: those wait for commits.
+        agent.serve(stop).await;
+        functions_stop.send_replace(true);
+    };
+    let functions = run_functions(&service, &queues, pace, stop_functions);
+    let ((), ended) = LocalSet::new().run_until(async { tokio::join!(work, functions) }).await;
+    ended.map(|()| Done::Well)
+}
+
+/// Brings the volumes of the configuration file into the fleet, through the same requests that anybody sends.
+async fn ask_for_volumes(settings: &Settings, queues: &Queues) -> VaultResult<()> {
+    let host = settings.host();
+    let mut wanted = vec![Wanted::HostPut { host: host.clone() }];
+    for (name, volume) in &settings.volumes {
+        let spec = Box::new(volume.spec(name, &host)?);
+        wanted.push(Wanted::VolumePut { volume: name.clone(), spec });
+    }
+    // One after the other: a volume is refused while its host is not known.
+    let bodies: Vec<String> = wanted
+        .into_iter()
+        .map(|wanted| Ok(Request::new(new_key()?, wanted).to_json()))
+        .collect::<VaultResult<_>>()?;
+    for body in bodies {
+        queues.send(&QueueName::Requests, &[body]).await?;
+    }
+    Ok(())
+}
+
+/// Becomes true on SIGTERM and SIGINT.
+fn until_told_to_stop() -> VaultResult<signal::Receiver<bool>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|error| VaultError::Internal(format!("no signals: {error}")));
+    let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
+    let (stop, stopped) = signal::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        info!("asked to stop");
+        stop.send_replace(true);
+        // Kept, so that who listens does not take the end of this task for a word.
+        std::future::pending::<()>().await;
+    });
+    Ok(stopped)
+}
+
+/// Sends a request.
+pub async fn request(settings: &Settings, command: RequestCommand, output: Output) -> VaultResult<Done> {
+    let (wanted, sending) = wanted(command)?;
+    let (service, queues) = open(settings).await?;
+    let key = match sending.key {
+        Some(key) => key,
+        None => new_key()?,
+    };
+    let request = Request::new(key, wanted);
+    request.check_key().map_err(|error| VaultError::Invalid(error.to_string()))?;
+    let run = run_of_request(service.home.sealer(), &request.key);
+    queues.send(&QueueName::Requests, &[request.to_json()]).await?;
+    if !sending.wait {
+        output.say("sent; follow it with `strongroom watch`");
+        output.result(&run.to_string(), &json!({ "event": "request", "run": run, "key": request.key }));
+        return Ok(Done::Well);
+    }
+    follow(&service.home, &[run], output).await
+}
+
+fn new_key() -> VaultResult<String> {
+    let entropy = strongroom_vault::Entropy::from_source(&mut rand::rngs::SysRng)
+        .map_err(|error| VaultError::Internal(format!("the system gives no randomness: {error}")))?;
+    Ok(format!("{:032x}", entropy.with(|rng| rng.random::<u128>())))
+}
+
+fn wanted(command: RequestCommand) -> VaultResult<(Wanted, Sending)> {
+    Ok(match command {
+        RequestCommand::Backup { volume, sending } => (Wanted::Backup { volume }, sending),
+        RequestCommand::Restore { backup, destination, on_host, range, overwrite, sending } => {
+            let range = range.map(|range| (range.start, range.end));
+            let target = sending.of_target.clone();
+            (Wanted::Restore { backup, host: on_host, destination, range, overwrite, target }, sending)
+        }
+        RequestCommand::Delete { backups, sending } => {
+            (Wanted::Delete { backups, target: sending.of_target.clone() }, sending)
+        }
+        RequestCommand::Undelete { backups, sending } => {
+            (Wanted::Undelete { backups, target: sending.of_target.clone() }, sending)
+        }
+        RequestCommand::Verify { on_host, sample, sending } => {
+            let target = sending.of_target.clone();
+            (Wanted::Verify { host: on_host, sample_percent: sample, target }, sending)
+        }
+        RequestCommand::Retention { volume, sending } => {
+            (Wanted::Retention { volume, policy: None, target: sending.of_target.clone() }, sending)
+        }
+        RequestCommand::Gc { grace, sending } => {
+            let grace_ms = grace.map(|grace| grace.0);
+            (Wanted::Gc { grace_ms, target: sending.of_target.clone() }, sending)
+        }
+        RequestCommand::VolumeDelete { volume, sending } => (Wanted::VolumeDelete { volume }, sending),
+        RequestCommand::Schedule { volume, cron, time_zone, paused, sending } => {
+            (Wanted::SchedulePatch { volume, cron, zone: time_zone, jitter_ms: None, paused }, sending)
+        }
+        RequestCommand::HostPut { name, sending } => (Wanted::HostPut { host: name }, sending),
+        RequestCommand::HostDelete { name, sending } => (Wanted::HostDelete { host: name }, sending),
+        RequestCommand::Json { file, sending } => (read_wanted(&file)?, sending),
+    })
+}
+
+fn read_wanted(path: &Path) -> VaultResult<Wanted> {
+    let io = |error| VaultError::io("reading", path, error);
+    let mut text = String::new();
+    let limit = MAX_MESSAGE_BYTES as u64;
+    if path == Path::new("-") {
+        std::io::stdin().take(limit).read_to_string(&mut text).map_err(io)?;
+    } else {
+        std::fs::File::open(path).map_err(io)?.take(limit).read_to_string(&mut text).map_err(io)?;
+    }
+    serde_json::from_str(&text).map_err(|error| VaultError::Invalid(format!("{}: {error}", path.display())))
+}
+
+/// Lists runs.
+pub async fn runs(settings: &Settings, args: &RunsArgs, output: Output) -> VaultResult<Done> {
+    let (home, _) = settings.target().await?;
+    let home = Home::new(home);
+    let mut runs: Vec<(RunId, Run)> = stream::iter(home.runs().await?)
+        .map(async |id| Ok::<_, VaultError>(home.run(id).await?.map(|(run, _)| (id, run))))
+        .buffer_unordered(RUNS_AT_ONCE)
+        .try_filter_map(async |found| Ok(found))
+        .try_collect()
+        .await?;
+    runs.retain(|(_, run)| {
+        (args.volume.is_none() || run.job.volume() == args.volume.as_deref())
+            && !(args.open && run.has_ended())
+    });
+    runs.sort_by_key(|(id, run)| (std::cmp::Reverse(run.created), *id));
+    for (id, run) in runs.iter().take(args.limit) {
+        let line =
+            format!("{id}  {}  {:<9}  {:<16}  {}", time(run.created), run.job.name(), about(run), state(run));
+        output.result(&line, &event(*id, run));
+    }
+    Ok(Done::Well)
+}
+
+/// Follows runs to their ends.
+pub async fn watch(settings: &Settings, runs: &[String], output: Output) -> VaultResult<Done> {
+    let ids: Vec<RunId> = runs
+        .iter()
+        .map(|text| text.parse().map_err(|_| VaultError::Invalid(format!("'{text}' is no id of a run"))))
+        .collect::<VaultResult<_>>()?;
+    let (home, _) = settings.target().await?;
+    follow(&Home::new(home), &ids, output).await
+}
+
+async fn follow(home: &Home, ids: &[RunId], output: Output) -> VaultResult<Done> {
+    let mut done = Done::Well;
+    for id in ids {
+        let bar = if output.json || output.quiet { ProgressBar::hidden() } else { ProgressBar::new(0) };
+        if let Ok(style) =
+            ProgressStyle::with_template("{prefix} {wide_bar} {bytes}/{total_bytes} {eta} {msg}")
+        {
+            bar.set_style(style);
+        }
+        let run = loop {
+            if let Some((run, _)) = home.run(*id).await? {
+                if run.has_ended() {
+                    break run;
+                }
+                bar.set_prefix(format!("{} {}", run.job.name(), about(&run)));
+                if let RunState::Running { done_bytes, total_bytes, .. } = run.state {
+                    bar.set_length(total_bytes);
+                    bar.set_position(done_bytes);
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        };
+        bar.finish_and_clear();
+        if matches!(run.state, RunState::Failed { .. }) {
+            done = Done::RunFailed;
+        }
+        output.result(
+            &format!("{id}  {:<9}  {:<16}  {}", run.job.name(), about(&run), state(&run)),
+            &event(*id, &run),
+        );
+    }
+    Ok(done)
+}
+
+/// What a run is about, in a word.
+fn about(run: &Run) -> String {
+    use strongroom_fleet::run::Job;
+    match &run.job {
+        Job::Restore { backup, .. } => backup.chars().take(16).collect(),
+        Job::Change { what } => what.clone(),
+        job => job.volume().or(job.host()).unwrap_or("-").to_owned(),
+    }
+}
+
+/// Where it stands, in words.
+fn state(run: &Run) -> String {
+    match &run.state {
+        RunState::Queued => "queued".to_owned(),
+        RunState::Running { done_bytes, total_bytes, .. } => {
+            format!("running: {} of {}", bytes(*done_bytes), bytes(*total_bytes))
+        }
+        RunState::Succeeded { result, .. } => {
+            let backup = result.backup.map(|backup| format!(" {backup}")).unwrap_or_default();
+            let note = if result.note.is_empty() { String::new() } else { format!("; {}", result.note) };
+            format!("succeeded{backup}{note}")
+        }
+        RunState::Failed { reason, .. } => format!("failed: {reason}"),
+    }
+}
+
+fn event(id: RunId, run: &Run) -> Value {
+    json!({ "event": "run", "id": id, "created": time(run.created), "run": run })
+}

@@ -1,0 +1,70 @@
+//! A fleet as this process sees it: its home, its targets and its queues.
+
+mod functions;
+mod queues;
+mod volumes;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use strongroom_fleet::{Home, Service, Targets};
+use strongroom_vault::{Target, VaultError, VaultResult};
+use tokio::sync::Mutex;
+
+use crate::open::Settings;
+
+pub use functions::{Pace, pause_after, run_functions};
+pub use queues::Queues;
+pub use volumes::VolumeConfig;
+
+/// Opens the home and the queues that the settings name.
+///
+/// # Errors
+/// `Invalid` without queues; those of opening a target.
+pub async fn open(settings: &Settings) -> VaultResult<(Service, Arc<Queues>)> {
+    let address = settings.global.queues.as_deref().ok_or_else(|| {
+        VaultError::Invalid(
+            "no queues given: say --queues file:///path (or STRONGROOM_QUEUES, or queues = in the configuration file)"
+                .to_owned(),
+        )
+    })?;
+    let queues = Arc::new(Queues::at(address)?);
+    let (home, _) = settings.target().await?;
+    let home = Home::new(home);
+    let targets = FleetTargets { home: home.clone(), settings: settings.clone(), opened: Mutex::default() };
+    let outbox = Arc::clone(&queues);
+    Ok((Service { home, targets: Arc::new(targets), outbox }, queues))
+}
+
+/// The targets of a fleet, opened when they are asked for, with keys from this process's own settings.
+struct FleetTargets {
+    home: Home,
+    settings: Settings,
+    opened: Mutex<HashMap<String, Target>>,
+}
+
+impl fmt::Debug for FleetTargets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FleetTargets").finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl Targets for FleetTargets {
+    async fn open(&self, name: Option<&str>) -> VaultResult<Target> {
+        let Some(name) = name else { return Ok(self.home.target().clone()) };
+        if let Some(target) = self.opened.lock().await.get(name) {
+            return Ok(target.clone());
+        }
+        let settings = self.home.settings().await?;
+        let entry = settings
+            .targets
+            .get(name)
+            .ok_or_else(|| VaultError::Invalid(format!("the fleet knows no target '{name}'")))?;
+        let (target, _) = self.settings.for_target(name, entry).target().await?;
+        self.opened.lock().await.insert(name.to_owned(), target.clone());
+        Ok(target)
+    }
+}
