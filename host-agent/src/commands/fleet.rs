@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use strongroom_fleet::message::{MAX_MESSAGE_BYTES, Message, Request, Wanted};
 use strongroom_fleet::run::{Run, RunState};
 use strongroom_fleet::shard::run_of_request;
-use strongroom_fleet::{Home, Outbox, QueueName};
-use strongroom_format::ids::RunId;
+use strongroom_fleet::{Home, Incoming, Outbox, QueueName, Service};
+use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
 use tokio::sync::watch as signal;
 use tokio::task::LocalSet;
@@ -22,7 +22,7 @@ use tracing::info;
 use super::Done;
 use crate::agent::Agent;
 use crate::cli::{RequestCommand, RunsArgs, Sending, UpArgs};
-use crate::fleet::{Pace, Queues, open, run_functions};
+use crate::fleet::{Pace, open, run_functions};
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
 
@@ -30,8 +30,8 @@ use crate::output::{Output, bytes, time};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Runs read at once.
 const RUNS_AT_ONCE: usize = 16;
-/// How long a handler of `up` may take.
-const HANDLER_TIME: Duration = Duration::from_secs(60);
+/// How long a handler of `up` may take, milliseconds.
+const HANDLER_TIME_MS: u64 = 60_000;
 
 /// Runs the agent of this host until it is told to stop.
 pub async fn agent(settings: &Settings) -> VaultResult<Done> {
@@ -46,10 +46,13 @@ pub async fn agent(settings: &Settings) -> VaultResult<Done> {
 pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
     let (service, queues) = open(settings).await?;
     let agent = Arc::new(Agent::new(service.clone(), Arc::clone(&queues), settings).await?);
-    ask_for_volumes(settings, &queues).await?;
+    bring_in_volumes(settings, &service).await?;
     let stop = until_told_to_stop()?;
     let (functions_stop, stop_functions) = signal::channel(false);
-    let pace = Pace { tick: Duration::from_millis(args.tick.0.max(100)), handler: HANDLER_TIME };
+    let pace = Pace {
+        tick: Duration::from_millis(args.tick.0.max(100)),
+        handler: Duration::from_millis(HANDLER_TIME_MS),
+    };
     let work = async {
         // The functions go on while runs end: those wait for commits.
         agent.serve(stop).await;
@@ -60,21 +63,26 @@ pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
     ended.map(|()| Done::Well)
 }
 
-/// Brings the volumes of the configuration file into the fleet, through the same requests that anybody sends.
-async fn ask_for_volumes(settings: &Settings, queues: &Queues) -> VaultResult<()> {
+/// Brings this host and the volumes of the configuration file into the fleet, with the handler of requests and before
+/// anything else is handled: whatever waits in the queues finds them known.
+async fn bring_in_volumes(settings: &Settings, service: &Service) -> VaultResult<()> {
     let host = settings.host();
     let mut wanted = vec![Wanted::HostPut { host: host.clone() }];
     for (name, volume) in &settings.volumes {
         let spec = Box::new(volume.spec(name, &host)?);
         wanted.push(Wanted::VolumePut { volume: name.clone(), spec });
     }
-    // One after the other: a volume is refused while its host is not known.
-    let bodies: Vec<String> = wanted
-        .into_iter()
-        .map(|wanted| Ok(Request::new(new_key()?, wanted).to_json()))
-        .collect::<VaultResult<_>>()?;
-    for body in bodies {
-        queues.send(&QueueName::Requests, &[body]).await?;
+    for wanted in wanted {
+        let request = Request::new(new_key()?, wanted);
+        let message = Incoming { id: request.key.clone(), body: request.to_json(), receives: 1 };
+        let until = TimestampMs(service.home.now().0 + HANDLER_TIME_MS);
+        if let Some(failure) = strongroom_dispatcher::handle(service, &[message], until).await.pop() {
+            return Err(VaultError::Internal(failure.reason));
+        }
+        let run = service.home.run(run_of_request(service.home.sealer(), &request.key)).await?;
+        if let Some((Run { state: RunState::Failed { reason, .. }, .. }, _)) = run {
+            return Err(VaultError::Invalid(reason));
+        }
     }
     Ok(())
 }

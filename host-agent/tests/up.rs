@@ -1,0 +1,254 @@
+//! `strongroom up` as a user runs it: schedules, requests, and a process that is killed at any moment.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests fail by panicking")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use common::Place;
+use rand::rngs::StdRng;
+use rand::{Rng, RngExt, SeedableRng};
+use serde_json::Value;
+
+/// How often the process is killed by default; `STRONGROOM_TEST_KILLS` asks for more.
+const KILLS: u32 = 8;
+/// Longer than anything here takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+struct Fleet {
+    place: Place,
+}
+
+impl Fleet {
+    fn new(volumes: &str) -> Self {
+        let place = Place::new();
+        for folder in ["images", "restored"] {
+            std::fs::create_dir(place.path(folder)).unwrap();
+        }
+        let config = format!(
+            "queues = \"file://{}\"\n[agent]\nsources = [{:?}]\ndestinations = [{:?}]\nheartbeat-seconds = 1\n\
+             drain-seconds = 20\n{volumes}",
+            place.path("queues").display(),
+            place.path("images"),
+            place.path("restored"),
+        );
+        place
+            .file("config.toml", config.replace("IMAGES", place.path("images").to_str().unwrap()).as_bytes());
+        Self { place }
+    }
+
+    fn start(&self) -> Child {
+        let config = self.place.path("config.toml");
+        let mut command =
+            self.place.command(&["up", "--tick", "500ms", "--config", config.to_str().unwrap()]);
+        let log = std::fs::File::options().append(true).create(true).open(self.place.path("up.log")).unwrap();
+        command.env("STRONGROOM_LOG", "info").stdout(Stdio::null()).stderr(log).spawn().unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> std::process::Output {
+        let config = self.place.path("config.toml");
+        self.place.run(&[args, &["--config", config.to_str().unwrap()]].concat())
+    }
+
+    fn ran(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let log = || std::fs::read_to_string(self.place.path("up.log")).unwrap_or_default();
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", log());
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn image(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.place.path("images").join(name), bytes).unwrap();
+    }
+
+    /// The runs that `keep` takes, as JSON.
+    fn runs(&self, keep: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let text = self.ran(&["runs", "--json", "--limit", "10000"]);
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).filter(keep).collect()
+    }
+
+    /// Waits until no run is open.
+    fn settle(&self) {
+        let begun = Instant::now();
+        while !self.ran(&["runs", "--open"]).is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "runs that never end: {}", self.ran(&["runs", "--open"]));
+            sleep(Duration::from_millis(300));
+        }
+    }
+
+    fn dead_letters(&self) -> Vec<String> {
+        let mut dead = Vec::new();
+        for queue in std::fs::read_dir(self.place.path("queues")).unwrap() {
+            for letter in std::fs::read_dir(queue.unwrap().path().join("dead")).unwrap() {
+                dead.push(std::fs::read_to_string(letter.unwrap().path()).unwrap());
+            }
+        }
+        dead
+    }
+}
+
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    StdRng::seed_from_u64(seed).fill_bytes(&mut bytes);
+    bytes
+}
+
+fn stop(mut process: Child) {
+    let pid = rustix::process::Pid::from_child(&process);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = process.wait().unwrap();
+    assert!(status.success(), "{status:?}");
+}
+
+fn is_backup(run: &Value) -> bool {
+    run["run"]["job"].get("backup").is_some()
+}
+
+#[test]
+fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking() {
+    let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\ncron = \"* * * * *\"\nkeep-last = 1\n");
+    let content = noise(3 << 20, 1);
+    fleet.image("db.img", &content);
+    let process = fleet.start();
+    // Now on request, and then again by the clock.
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    let begun = Instant::now();
+    while fleet.runs(is_backup).iter().filter(|run| run["run"]["state"].get("succeeded").is_some()).count()
+        < 2
+    {
+        assert!(begun.elapsed() < PATIENCE, "no slot became a run: {:?}", fleet.runs(|_| true));
+        sleep(Duration::from_millis(300));
+    }
+    let destination = fleet.place.path("restored").join("db.img");
+    let to = destination.to_str().unwrap();
+    fleet.ran(&["request", "restore", "db@latest", to, "--on-host", "test-host", "--wait"]);
+    assert!(std::fs::read(&destination).unwrap() == content);
+    fleet.ran(&["request", "verify", "--on-host", "test-host", "--sample", "100", "--wait"]);
+    // What is asked for wrongly says why.
+    for (args, reason) in [
+        (vec!["request", "backup", "nothing", "--wait"], "no volume"),
+        (
+            vec!["request", "restore", "db@latest", "/etc/x", "--on-host", "test-host", "--wait"],
+            "destinations",
+        ),
+        (vec!["request", "restore", "db@latest", to, "--on-host", "elsewhere", "--wait"], "no host"),
+        (vec!["request", "schedule", "db", "--cron", "61 * * * *", "--wait"], "schedule"),
+    ] {
+        let output = fleet.run(&args);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+        assert!(text.contains("failed") && text.contains(reason), "{args:?}: {text}");
+    }
+    fleet.settle();
+    let kept = fleet.ran(&["ls"]);
+    assert_eq!(kept.lines().count(), 1, "retention follows each backup: {kept}");
+    fleet.ran(&["request", "gc", "--grace", "0s", "--wait"]);
+    stop(process);
+    assert_eq!(fleet.dead_letters(), Vec::<String>::new());
+}
+
+#[test]
+fn requests_that_come_again_are_one_and_poison_is_buried_with_the_reason() {
+    let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    fleet.image("db.img", &noise(1 << 20, 2));
+    // Before anything runs: the queue keeps them.
+    let runs: Vec<String> =
+        (0..5).map(|_| fleet.ran(&["request", "backup", "db", "--key", "nightly-7"])).collect();
+    assert!(runs.iter().all(|run| run == &runs[0]), "{runs:?}");
+    for (number, poison) in
+        ["", "{}", "\u{0}\u{1}", "[[[[", "{\"version\":9,\"run\":\"x\"}"].iter().enumerate()
+    {
+        for queue in ["requests", "commits", "retention", "gc", "host-test-host"] {
+            let folder = fleet.place.path("queues").join(queue);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join(format!("{:015}-0-{number:032x}.json", 1)), poison).unwrap();
+        }
+    }
+    let process = fleet.start();
+    fleet.ran(&["watch", runs[0].trim()]);
+    fleet.settle();
+    let begun = Instant::now();
+    // A letter and a reason for each.
+    while fleet.dead_letters().len() < 2 * 5 * 5 {
+        assert!(begun.elapsed() < PATIENCE, "{:?}", fleet.dead_letters());
+        sleep(Duration::from_millis(200));
+    }
+    stop(process);
+    assert_eq!(fleet.runs(is_backup).len(), 1);
+    assert_eq!(fleet.ran(&["ls"]).lines().count(), 1);
+}
+
+/// Kills at random points of backups and restores that are going on all the time.
+#[test]
+fn whatever_moment_it_is_killed_at_every_run_comes_to_its_right_end() {
+    let kills =
+        std::env::var("STRONGROOM_TEST_KILLS").ok().and_then(|kills| kills.parse().ok()).unwrap_or(KILLS);
+    let seed = std::env::var("STRONGROOM_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
+    println!("seed {seed}, {kills} kills");
+    let mut chance = StdRng::seed_from_u64(seed);
+    let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\nkeep-last = 3\n");
+    let mut wanted = Vec::new();
+    let mut content = noise(8 << 20, seed);
+    for round in 0..kills {
+        let at = chance.random_range(0..content.len() - (1 << 20));
+        content[at..at + (1 << 20)].copy_from_slice(&noise(1 << 20, u64::from(round)));
+        fleet.image("db.img", &content);
+        let mut process = fleet.start();
+        fleet.ran(&["request", "backup", "db", "--key", &format!("backup-{round}")]);
+        if round > 0 {
+            let to = fleet.place.path("restored").join(format!("{round}.img"));
+            let key = format!("restore-{round}");
+            let args = [
+                "request",
+                "restore",
+                "db@latest",
+                to.to_str().unwrap(),
+                "--on-host",
+                "test-host",
+                "--key",
+                &key,
+            ];
+            wanted.push((fleet.ran(&args).trim().to_owned(), to));
+        }
+        sleep(Duration::from_millis(chance.random_range(0..2500)));
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    let process = fleet.start();
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    fleet.settle();
+    for (run, to) in &wanted {
+        // No backup was there yet, or the restore is whole: never a success without a file, never half a file.
+        let output = fleet.run(&["watch", run]);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            let restored = std::fs::read(to).unwrap();
+            assert_eq!(restored.len(), content.len(), "{text}");
+        } else {
+            assert!(text.contains("no backup") || text.contains("no volume"), "{text}");
+        }
+    }
+    stop(process);
+    let failed = fleet.runs(|run| is_backup(run) && run["run"]["state"].get("failed").is_some());
+    assert!(failed.is_empty(), "{failed:?}");
+    let last = fleet.place.restored("db@latest");
+    assert!(last == content, "the last backup is what the volume was last");
+    fleet.ran(&["verify", "--full"]);
+    assert_eq!(fleet.dead_letters(), Vec::<String>::new());
+    assert!(
+        leftovers(&fleet.place.path("restored")).is_empty(),
+        "{:?}",
+        leftovers(&fleet.place.path("restored"))
+    );
+}
+
+/// What lies in a folder that is no restored image.
+fn leftovers(folder: &Path) -> Vec<String> {
+    let names =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| !name.ends_with(".img")).collect()
+}
