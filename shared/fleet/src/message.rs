@@ -267,6 +267,19 @@ mod tests {
     }
 
     #[test]
+    fn the_examples_of_the_reference_are_requests() {
+        let reference = include_str!("../../../docs/messages.md");
+        let examples: Vec<&str> = reference.lines().filter(|line| line.starts_with("{\"version\"")).collect();
+        assert!(examples.len() >= 6, "{examples:?}");
+        for example in examples {
+            let request = Request::from_json(example).expect(example);
+            if let Wanted::VolumePut { spec, .. } = &request.request {
+                assert_eq!(spec.check(), Ok(()));
+            }
+        }
+    }
+
+    #[test]
     fn what_is_not_understood_is_refused_with_a_reason() {
         for (text, reason) in [
             ("", "EOF"),
