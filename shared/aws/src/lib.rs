@@ -1,4 +1,4 @@
-//! Strongroom on AWS: objects in S3, and a key-encryption key in KMS.
+//! Strongroom on AWS: objects in S3, a key-encryption key in KMS, and messages in SQS.
 //!
 //! Invariant: this is the only crate that knows the AWS SDK; nothing of it shows in what the crate offers, and every
 //! error arrives as a kind that callers act on.
@@ -11,7 +11,9 @@ mod connection;
 mod errors;
 mod kms;
 mod s3;
+mod sqs;
 
 pub use connection::{AwsConnection, AwsSettings, StaticCredentials};
 pub use kms::{DataKey, EncryptionContext, KmsError, KmsErrorKind, KmsKek};
 pub use s3::{S3Options, S3Store};
+pub use sqs::SqsQueue;
