@@ -69,7 +69,7 @@ pub struct Global {
     /// What this host calls itself in packs and manifests [default: its host name]
     #[arg(long, global = true, env = "STRONGROOM_HOST", value_name = "NAME")]
     pub host: Option<String>,
-    /// The fleet's queues: file:///path to a folder
+    /// The fleet's queues: file:///path to a folder, or sqs://PREFIX
     #[arg(long, global = true, env = "STRONGROOM_QUEUES", value_name = "QUEUES")]
     pub queues: Option<String>,
 }

@@ -1,17 +1,14 @@
 //! Key-encryption keys: from a key file, a passphrase, or AWS KMS.
 
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use strongroom_aws::{KmsErrorKind, KmsKek};
 use strongroom_format::ids::TargetId;
 use strongroom_format::keyring::{Kek, KekDescriptor, Purpose, Wrap};
 use strongroom_format::secrets::Secret32;
-use strongroom_store::{StoreError, StoreErrorKind};
 use strongroom_vault::target::KekProvider;
 use strongroom_vault::{Context, VaultError, VaultResult};
 use zeroize::Zeroizing;
@@ -193,58 +190,6 @@ impl KekProvider for Passphrase {
         match wrap.kek {
             KekDescriptor::Passphrase { .. } => self.derive(&wrap.kek).map(Some),
             _ => Ok(None),
-        }
-    }
-}
-
-/// A key in AWS KMS, which wraps a data key for each layer of secrets.
-#[derive(Debug)]
-pub struct Kms(pub KmsKek);
-
-fn kms_context(target: TargetId, purpose: Purpose) -> BTreeMap<String, String> {
-    let purpose = match purpose {
-        Purpose::Catalog => "catalog",
-        Purpose::Ingest => "ingest",
-        Purpose::Restore => "restore",
-    };
-    BTreeMap::from([
-        ("strongroom-target".to_owned(), target.to_string()),
-        ("strongroom-purpose".to_owned(), purpose.to_owned()),
-    ])
-}
-
-fn kms_error(error: strongroom_aws::KmsError) -> VaultError {
-    let kind = match error.kind {
-        KmsErrorKind::Denied => StoreErrorKind::Denied,
-        KmsErrorKind::Unavailable => StoreErrorKind::Unavailable,
-        KmsErrorKind::Invalid => return VaultError::WrongKey(error.to_string()),
-    };
-    VaultError::Store(StoreError::new(kind, "kms", "keyring", error.to_string()))
-}
-
-#[async_trait::async_trait]
-impl KekProvider for Kms {
-    async fn create(
-        &self,
-        target: TargetId,
-        purpose: Purpose,
-        _: &Context,
-    ) -> VaultResult<(Kek, KekDescriptor)> {
-        let data_key = self.0.generate_data_key(&kms_context(target, purpose)).await.map_err(kms_error)?;
-        let descriptor = KekDescriptor::Kms {
-            key_id: self.0.key_id().to_owned(),
-            encrypted_key: data_key.ciphertext.clone(),
-        };
-        Ok((Kek::from_data_key(Secret32::from_bytes(*data_key.plaintext)), descriptor))
-    }
-
-    async fn recover(&self, target: TargetId, wrap: &Wrap) -> VaultResult<Option<Kek>> {
-        let KekDescriptor::Kms { encrypted_key, .. } = &wrap.kek else { return Ok(None) };
-        match self.0.decrypt(encrypted_key, &kms_context(target, wrap.purpose)).await {
-            Ok(key) => Ok(Some(Kek::from_data_key(Secret32::from_bytes(*key)))),
-            // A role may be allowed some layers and not others.
-            Err(error) if error.kind == KmsErrorKind::Denied => Ok(None),
-            Err(error) => Err(kms_error(error)),
         }
     }
 }

@@ -1,35 +1,20 @@
 //! From options, environment and configuration file to an unlocked target.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use rand::RngExt;
-use rand::rngs::SysRng;
 use serde::Deserialize;
-use strongroom_aws::{AwsConnection, AwsSettings, KmsKek, S3Options, S3Store};
+use strongroom_aws::AwsSettings;
+use strongroom_connect::Kms;
 use strongroom_fleet::settings::TargetEntry;
-use strongroom_format::ids::TimestampMs;
-use strongroom_store::{Counters, Counting, DirectoryStore, ObjectStore, Retry, RetryPolicy};
+use strongroom_store::Counters;
 use strongroom_vault::target::{KekProvider, open};
-use strongroom_vault::{Clock, Context, Entropy, Target, VaultError, VaultResult};
+use strongroom_vault::{Context, Target, VaultError, VaultResult};
 use zeroize::Zeroizing;
 
 use crate::agent::AgentConfig;
 use crate::cli::Global;
 use crate::fleet::VolumeConfig;
-use crate::keys::{KeyFile, Kms, Passphrase};
-
-/// The system's clock.
-#[derive(Debug)]
-pub struct SystemClock;
-
-impl Clock for SystemClock {
-    fn now(&self) -> TimestampMs {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        TimestampMs(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
-    }
-}
+use crate::keys::{KeyFile, Passphrase};
 
 /// The configuration file: the same names as the options.
 #[derive(Debug, Default, Deserialize)]
@@ -177,12 +162,13 @@ impl Settings {
 
     /// A key in AWS KMS.
     pub async fn kms(&self, key_id: &str) -> Kms {
-        Kms(KmsKek::new(&self.connection().await, key_id))
+        Kms::new(self.aws(), key_id).await
     }
 
-    async fn connection(&self) -> AwsConnection {
+    /// How AWS is reached.
+    pub fn aws(&self) -> AwsSettings {
         let Global { region, endpoint_url, .. } = self.global.clone();
-        AwsConnection::from_environment(AwsSettings { region, endpoint_url }).await
+        AwsSettings { region, endpoint_url }
     }
 
     /// The store that the target's address names. `create` makes the folder of a `file://` target.
@@ -196,42 +182,7 @@ impl Settings {
                     .to_owned(),
             )
         })?;
-        let entropy = Entropy::from_source(&mut SysRng)
-            .map_err(|error| VaultError::Internal(format!("the system gives no randomness: {error}")))?;
-        let seed = entropy.with(|rng| rng.random());
-        let (store, counters): (Arc<dyn ObjectStore>, Counters) = match address.split_once("://") {
-            Some(("file", path)) => {
-                let path = PathBuf::from(path);
-                if !path.is_absolute() {
-                    return Err(VaultError::Invalid(format!(
-                        "target '{address}': give a full path, as in file:///srv/backup"
-                    )));
-                }
-                let opened = if create {
-                    DirectoryStore::create(path).await
-                } else {
-                    DirectoryStore::open(path).await
-                };
-                let counting = Counting::new(opened?);
-                let counters = counting.counters();
-                (Arc::new(Retry::new(counting, RetryPolicy::default(), seed)), counters)
-            }
-            Some(("s3", place)) => {
-                let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
-                let options =
-                    S3Options { bucket: bucket.to_owned(), prefix: prefix.to_owned(), path_style: None };
-                let counting = Counting::new(S3Store::new(&self.connection().await, options)?);
-                let counters = counting.counters();
-                (Arc::new(Retry::new(counting, RetryPolicy::default(), seed)), counters)
-            }
-            _ => {
-                return Err(VaultError::Invalid(format!(
-                    "target '{address}': expected file:///path, s3://bucket/prefix, or a name from the configuration \
-                     file"
-                )));
-            }
-        };
-        Ok((Context { store, clock: Arc::new(SystemClock), entropy }, counters))
+        strongroom_connect::context(address, create, self.aws()).await
     }
 
     /// Opens the target.

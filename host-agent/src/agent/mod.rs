@@ -11,6 +11,7 @@ mod work;
 use std::sync::Arc;
 use std::time::Duration;
 
+use strongroom_connect::Queues;
 use strongroom_fleet::message::{Message, RunMessage};
 use strongroom_fleet::run::Run;
 use strongroom_fleet::service::Claimed;
@@ -22,7 +23,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::fleet::{Queues, pause_after};
+use crate::fleet::pause_after;
 use crate::open::Settings;
 
 pub use config::AgentConfig;

@@ -27,8 +27,8 @@ use super::Done;
 use super::backups::cores;
 use crate::cli::DemoArgs;
 use crate::keys::KeyInHand;
-use crate::open::SystemClock;
 use crate::output::{Output, bytes};
+use strongroom_connect::SystemClock;
 
 /// What a PUT and a GET request of S3 Standard cost in us-east-1, in millionths of a dollar (2026).
 const PUT_MICRODOLLARS: f64 = 5.0;

@@ -45,6 +45,12 @@ pub async fn agent(settings: &Settings) -> VaultResult<Done> {
 /// Runs agent and functions in this process until it is told to stop.
 pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
     let (service, queues) = open(settings).await?;
+    if queues.are_remote() {
+        return Err(VaultError::Invalid(
+            "`up` is the control plane itself: give it queues of its own (file:///path), or run `strongroom agent`"
+                .to_owned(),
+        ));
+    }
     let agent = Arc::new(Agent::new(service.clone(), Arc::clone(&queues), settings).await?);
     bring_in_volumes(settings, &service).await?;
     let stop = until_told_to_stop()?;

@@ -5,15 +5,13 @@
 
 use std::time::Duration;
 
+use strongroom_connect::{MAX_RECEIVES, Queues};
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
 use strongroom_format::ids::TimestampMs;
 use strongroom_queue::{Delivery, Queue};
 use strongroom_vault::VaultResult;
 use tokio::sync::watch;
 use tracing::{error, warn};
-
-use super::Queues;
-use super::queues::MAX_RECEIVES;
 
 /// How long a receiver waits for a message at a time.
 const WAIT: Duration = Duration::from_secs(20);

@@ -1,7 +1,6 @@
 //! A fleet as this process sees it: its home, its targets and its queues.
 
 mod functions;
-mod queues;
 mod volumes;
 
 use std::collections::HashMap;
@@ -9,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use strongroom_connect::Queues;
 use strongroom_fleet::{Home, Service, Targets};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::sync::Mutex;
@@ -16,7 +16,6 @@ use tokio::sync::Mutex;
 use crate::open::Settings;
 
 pub use functions::{Pace, pause_after, run_functions};
-pub use queues::Queues;
 pub use volumes::VolumeConfig;
 
 /// Opens the home and the queues that the settings name.
@@ -26,11 +25,11 @@ pub use volumes::VolumeConfig;
 pub async fn open(settings: &Settings) -> VaultResult<(Service, Arc<Queues>)> {
     let address = settings.global.queues.as_deref().ok_or_else(|| {
         VaultError::Invalid(
-            "no queues given: say --queues file:///path (or STRONGROOM_QUEUES, or queues = in the configuration file)"
+            "no queues given: say --queues file:///path or sqs://PREFIX (or STRONGROOM_QUEUES, or queues = in the configuration file)"
                 .to_owned(),
         )
     })?;
-    let queues = Arc::new(Queues::at(address)?);
+    let queues = Arc::new(Queues::at(address, settings.aws()).await?);
     let (home, _) = settings.target().await?;
     let home = Home::new(home);
     let targets = FleetTargets { home: home.clone(), settings: settings.clone(), opened: Mutex::default() };

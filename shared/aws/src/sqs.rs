@@ -182,6 +182,11 @@ impl Queue for SqsQueue {
     }
 
     async fn bury(&self, delivery: &Delivery, reason: &str) -> QueueResult<()> {
+        self.lay_to_rest(&delivery.body, reason).await?;
+        self.delete(&delivery.receipt).await
+    }
+
+    async fn lay_to_rest(&self, body: &str, reason: &str) -> QueueResult<()> {
         let mut end = reason.len().min(MAX_REASON_BYTES);
         while !reason.is_char_boundary(end) {
             end -= 1;
@@ -193,12 +198,11 @@ impl Queue for SqsQueue {
             .client
             .send_message()
             .queue_url(self.dead_url().await?)
-            .message_body(&delivery.body)
+            .message_body(body)
             .message_attributes(REASON, value)
             .send()
             .await;
-        sent.map_err(|error| self.failed("bury", "sqs:SendMessage", error))?;
-        self.delete(&delivery.receipt).await
+        sent.map(drop).map_err(|error| self.failed("bury", "sqs:SendMessage", error))
     }
 
     async fn dead_letters(&self, max: usize) -> QueueResult<Vec<DeadLetter>> {

@@ -111,6 +111,10 @@ async fn what_was_buried_says_why(queue: &impl Queue) {
     queue.bury(&held, "not JSON\nat all").await.expect("buried");
     let dead = queue.dead_letters(10).await.expect("dead letters");
     assert_eq!((dead[0].body.as_str(), dead[0].reason.as_str()), ("poison", "not JSON\nat all"));
+    tokio::time::sleep(VISIBILITY * 3).await;
+    queue.lay_to_rest("more", "why not").await.expect("laid to rest");
+    let dead = queue.dead_letters(10).await.expect("dead letters");
+    assert!(dead.iter().any(|letter| letter.body == "more" && letter.reason == "why not"), "{dead:?}");
     tokio::time::sleep(VISIBILITY * 2).await;
     assert_eq!(now(queue).await, []);
 }

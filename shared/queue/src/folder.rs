@@ -129,10 +129,7 @@ impl Queue for FolderQueue {
         let (folder, bodies) = (self.folder.clone(), bodies.to_vec());
         self.on_disk("send", move || {
             for body in &bodies {
-                let mut id = [0; 16];
-                getrandom::fill(&mut id).map_err(std::io::Error::other)?;
-                let id = format!("{:032x}", u128::from_le_bytes(id));
-                let name = Name { visible_ms: now_ms(), receives: 0, id };
+                let name = new_name()?;
                 write_whole(&folder.join(WRITING), &folder.join(name.file()), body.as_bytes())?;
             }
             sync(&folder)
@@ -184,6 +181,16 @@ impl Queue for FolderQueue {
         self.on_disk("bury", move || bury(&folder, &name, &reason)).await
     }
 
+    async fn lay_to_rest(&self, body: &str, reason: &str) -> QueueResult<()> {
+        let (folder, body, reason) = (self.folder.clone(), body.to_owned(), reason.to_owned());
+        self.on_disk("bury", move || {
+            let dead = folder.join(DEAD).join(new_name()?.file());
+            write_whole(&folder.join(WRITING), &dead.with_extension("reason"), reason.as_bytes())?;
+            write_whole(&folder.join(WRITING), &dead, body.as_bytes())
+        })
+        .await
+    }
+
     async fn dead_letters(&self, max: usize) -> QueueResult<Vec<DeadLetter>> {
         let folder = self.folder.join(DEAD);
         self.on_disk("dead letters", move || {
@@ -197,6 +204,13 @@ impl Queue for FolderQueue {
         })
         .await
     }
+}
+
+/// The name of a message that is sent now.
+fn new_name() -> std::io::Result<Name> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).map_err(std::io::Error::other)?;
+    Ok(Name { visible_ms: now_ms(), receives: 0, id: format!("{:032x}", u128::from_le_bytes(id)) })
 }
 
 fn take(

@@ -84,6 +84,13 @@ pub trait Queue: fmt::Debug + Send + Sync {
     /// `Unavailable`, `Denied`.
     async fn bury(&self, delivery: &Delivery, reason: &str) -> QueueResult<()>;
 
+    /// Lays a copy of a message among the dead letters, with the reason. For those who are handed messages without their
+    /// receipts, as functions are.
+    ///
+    /// # Errors
+    /// `Unavailable`, `Denied`.
+    async fn lay_to_rest(&self, body: &str, reason: &str) -> QueueResult<()>;
+
     /// Reads up to `max` dead letters, oldest first, and leaves them where they are.
     ///
     /// # Errors

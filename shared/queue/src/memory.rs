@@ -143,6 +143,11 @@ impl Queue for MemoryQueue {
         Ok(())
     }
 
+    async fn lay_to_rest(&self, body: &str, reason: &str) -> QueueResult<()> {
+        self.state().dead.push(DeadLetter { body: body.to_owned(), reason: reason.to_owned() });
+        Ok(())
+    }
+
     async fn dead_letters(&self, max: usize) -> QueueResult<Vec<DeadLetter>> {
         Ok(self.state().dead.iter().take(max).cloned().collect())
     }
