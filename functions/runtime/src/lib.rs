@@ -55,15 +55,16 @@ async fn run(
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Event>| {
         let span = info_span!("invocation", request = event.context.request_id);
         async move {
-            let (service, queues) = opened.get_or_try_init(connect).await.map_err(|problem| {
-                error!(error = %problem, "the function can't begin");
-                Error::from(problem.to_string())
-            })?;
+            let (service, queues) =
+                opened.get_or_try_init(|| Box::pin(connect())).await.map_err(|problem| {
+                    error!(error = %problem, "the function can't begin");
+                    Error::from(problem.to_string())
+                })?;
             let until = until(service.home.now(), event.context.deadline);
             let is_tick = event.payload.is_tick();
             let messages = event.payload.into_messages();
             info!(messages = messages.len(), "handling");
-            let failures = handler(service, &messages, until).await;
+            let failures = Box::pin(handler(service, &messages, until)).await;
             if is_tick {
                 return match failures.into_iter().next() {
                     Some(failure) => Err(Error::from(failure.reason)),

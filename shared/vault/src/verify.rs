@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use futures_util::{StreamExt, stream};
-use rand::RngExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use strongroom_catalog::root::{MAX_ROOT_BYTES, Root};
 use strongroom_format::frame::{ChunkNamer, open_frame};
 use strongroom_format::ids::{BackupId, PackId, SegmentId};
@@ -18,8 +19,10 @@ use strongroom_format::manifest::{Manifest, RegionSource, region_len};
 use strongroom_format::pack::{MAX_PACK_BYTES, check_pack};
 use strongroom_format::secrets::Secret32;
 use strongroom_format::segment::{ChunkRef, Extent, Segment};
+use tracing::info;
 
 use crate::error::{VaultError, VaultResult};
+use crate::head::Head;
 use crate::progress::Progress;
 use crate::relocate::Relocator;
 use crate::restore::check_cover;
@@ -27,6 +30,8 @@ use crate::target::Target;
 
 /// Packs checked at once, each up to the target's pack length in memory.
 const PACK_CONCURRENCY: usize = 3;
+/// How often a catalog that keeps moving is looked at for problems that stay.
+const MAX_LOOKS: u32 = 8;
 /// Chunks whose keys are held in memory at once, each about 150 bytes: more chunks take more rounds over the segments.
 const CHUNKS_PER_ROUND: u64 = 512 << 10;
 
@@ -64,6 +69,9 @@ pub struct VerifyReport {
 
 /// Verifies a target, or only some of its backups.
 ///
+/// What a collection deletes meanwhile is no damage: problems count when the root has not moved since it was read, or when
+/// a second look, from the newer root, finds the same.
+///
 /// # Errors
 /// `Store` when the store can't be reached; damage is no error but part of the report.
 pub async fn verify(
@@ -72,7 +80,40 @@ pub async fn verify(
     only: Option<&[BackupId]>,
     progress: &Arc<Progress>,
 ) -> VaultResult<VerifyReport> {
-    let head = target.head().await?;
+    let draw = target.context.entropy.with(|rng| rng.random());
+    let mut before: Option<Vec<String>> = None;
+    for look in 1.. {
+        progress.reset();
+        let head = target.head().await?;
+        let found = look_once(target, &head, depth, draw, only, progress).await;
+        let problems = match &found {
+            Ok(report) => report.problems.clone(),
+            Err(error) if error.is_damage() => vec![error.to_string()],
+            Err(_) => return found,
+        };
+        let seen_before =
+            before.is_some_and(|before| problems.iter().all(|problem| before.contains(problem)));
+        if problems.is_empty() || seen_before || look == MAX_LOOKS {
+            return found;
+        }
+        if target.head().await?.root.epoch == head.root.epoch {
+            return found;
+        }
+        info!(look, problems = problems.len(), "the catalog moved on while it was verified; looking again");
+        before = Some(problems);
+    }
+    Err(VaultError::Internal("no look was the last one".to_owned()))
+}
+
+/// Verifies from one root. `draw`: draws the sample; the same packs each time.
+async fn look_once(
+    target: &Target,
+    head: &Head,
+    depth: Depth,
+    draw: u64,
+    only: Option<&[BackupId]>,
+    progress: &Arc<Progress>,
+) -> VaultResult<VerifyReport> {
     let mut verifier = Verifier {
         target,
         report: VerifyReport { with_restore_key: target.restore().is_ok(), objects: 2, ..Default::default() },
@@ -89,7 +130,7 @@ pub async fn verify(
     };
     let segments = verifier.check_backups(&backups).await?;
     verifier.check_presence().await?;
-    let sampled = verifier.sample(depth);
+    let sampled = verifier.sample(depth, draw);
     progress.total_bytes.store(sampled.iter().map(|(_, size)| *size).sum(), Relaxed);
     verifier.check_packs(&sampled, &segments, progress).await?;
     verifier.report.affected = verifier.affected.into_iter().collect();
@@ -277,20 +318,23 @@ impl Verifier<'_> {
         Ok(())
     }
 
-    /// The packs to read, with their lengths.
-    fn sample(&self, depth: Depth) -> Vec<(PackId, u64)> {
-        let mut rng = self.target.context.entropy.fork();
+    /// The packs to read, with their lengths. Names of packs are as good as random, so a share of them is a share of
+    /// the packs; the same draw picks the same ones.
+    fn sample(&self, depth: Depth, draw: u64) -> Vec<(PackId, u64)> {
         let share = match depth {
             Depth::Existence => 0.0,
             Depth::Sample(percent) => (percent / 100.0).clamp(0.0, 1.0),
             Depth::Full => 1.0,
         };
-        let drawn = |pack: &(PackId, u64)| Some(*pack).filter(|_| share >= 1.0 || rng.random_bool(share));
+        let lot = |pack: PackId| {
+            let [a, b, c, d, e, f, g, h, ..] = *pack.as_bytes();
+            StdRng::seed_from_u64(draw ^ u64::from_le_bytes([a, b, c, d, e, f, g, h])).random::<f64>()
+        };
         let there: Vec<_> = self.packs.iter().filter_map(|(pack, n)| Some((*pack, n.size_bytes?))).collect();
-        let mut picked: Vec<_> = there.iter().filter_map(drawn).collect();
+        let mut picked: Vec<_> = there.iter().copied().filter(|(pack, _)| lot(*pack) < share).collect();
         // A sample of anything is of at least one.
-        if picked.is_empty() && share > 0.0 && !there.is_empty() {
-            picked.push(there[rng.random_range(0..there.len())]);
+        if picked.is_empty() && share > 0.0 {
+            picked.extend(there.iter().copied().min_by(|(a, _), (b, _)| lot(*a).total_cmp(&lot(*b))));
         }
         picked
     }
