@@ -154,3 +154,21 @@ fn an_endpoint_that_nobody_answers_at_ends_with_5() {
     let output = place.run(&["ls"]);
     assert_eq!(code(&output), 5, "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// docs/operations.md: exit code 5 when the target can't be reached; soon, where nothing ever answered.
+#[test]
+fn an_endpoint_that_refuses_connections_ends_with_5_and_advice() {
+    // A port that was just free: nothing listens there.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let endpoint = format!("http://127.0.0.1:{port}");
+    let environment =
+        [("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_REGION", "us-east-1")];
+    let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+    let place = Place::at("s3://nowhere/prefix".to_owned(), environment);
+    place.file("key", format!("{}\n", "0".repeat(64)).as_bytes());
+    let output = place.run(&["ls", "--endpoint-url", &endpoint]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(code(&output), 5, "{said}");
+    assert!(said.contains("check the target's address, its endpoint URL"), "{said}");
+    assert!(said.contains("Connection refused") && !said.contains("DispatchFailure("), "{said}");
+}

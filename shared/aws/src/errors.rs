@@ -5,7 +5,6 @@ use std::error::Error;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
-use aws_smithy_types::error::display::DisplayErrorContext;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 
 /// A failed request.
@@ -53,7 +52,7 @@ impl Failure {
             }
             SdkError::TimeoutError(_) => Self { cause: Cause::Lost, text: "no answer in time".to_owned() },
             error => {
-                let text = DisplayErrorContext(&error).to_string();
+                let text = in_words(&error);
                 let cause = match &error {
                     _ if lacks_credentials(&error) => Cause::NoCredentials,
                     SdkError::ConstructionFailure(_) => Cause::NotSent,
@@ -126,6 +125,20 @@ impl Failure {
             Cause::Lost | Cause::NotSent => None,
         }
     }
+}
+
+/// An error and its causes, each said once.
+fn in_words(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
 }
 
 /// Looks for a credentials error among the causes. One that a timeout or an unreachable source of credentials brought

@@ -127,6 +127,7 @@ async fn tries_end_in_time_and_pauses_grow_to_a_cap() {
         first_pause: Duration::from_millis(100),
         max_pause: Duration::from_secs(10),
         max_total: Duration::from_secs(120),
+        max_first: Duration::from_secs(120),
         ..RetryPolicy::default()
     };
     for seed in 0..20 {
@@ -150,6 +151,32 @@ async fn tries_end_in_time_and_pauses_grow_to_a_cap() {
         assert!(pauses.iter().any(|pause| *pause > policy.max_pause / 2), "the cap is reached");
         assert!(pauses[8..].iter().any(|pause| *pause < policy.max_pause / 2), "jitter is full");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_never_answered_is_given_up_on_soon() {
+    for seed in 0..20 {
+        let policy = RetryPolicy::default();
+        let away = Faulty::scripted(MemoryStore::new(), |_| Fault::Before);
+        let started = Instant::now();
+        let error = Retry::new(away, policy, seed).get(&KEY, 10).await.unwrap_err();
+        assert_eq!(error.kind, StoreErrorKind::Unavailable);
+        assert!(error.message.contains("check the target's address"), "{error}");
+        assert!(started.elapsed() < policy.max_first, "{:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_answered_is_waited_for_longer() {
+    let away_after_one = |call: &Call| if call.number == 0 { Fault::None } else { Fault::Before };
+    let policy = RetryPolicy { max_tries: u32::MAX, ..RetryPolicy::default() };
+    let retry = Retry::new(Faulty::scripted(MemoryStore::new(), away_after_one), policy, 5);
+    // That there is nothing is an answer as well.
+    assert_eq!(retry.get(&KEY, 10).await.unwrap_err().kind, StoreErrorKind::NotFound);
+    let started = Instant::now();
+    let error = retry.get(&KEY, 10).await.unwrap_err();
+    assert!(started.elapsed() >= policy.max_total - policy.max_pause, "{:?}", started.elapsed());
+    assert!(!error.message.contains("check the target's address"), "{error}");
 }
 
 /// A store that never answers.
@@ -183,6 +210,7 @@ async fn a_store_that_hangs_is_given_up_on() {
     let policy = RetryPolicy {
         max_try: Duration::from_secs(60),
         max_total: Duration::from_secs(200),
+        max_first: Duration::from_secs(200),
         ..RetryPolicy::default()
     };
     let started = Instant::now();

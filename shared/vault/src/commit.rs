@@ -41,7 +41,7 @@ pub trait Committer: fmt::Debug + Send + Sync {
     /// Has a backup committed, and waits for the answer.
     ///
     /// # Errors
-    /// `Refused` if a new session may succeed; anything else as [`commit`].
+    /// `Refused` if a new session may succeed; anything else as [`commit()`].
     async fn commit(
         &self,
         target: &Target,

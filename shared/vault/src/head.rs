@@ -16,12 +16,16 @@ use strongroom_format::ids::{Epoch, NodeId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::seal::SealedBody;
 use strongroom_store::{ETag, StoreErrorKind};
+use tracing::info;
 
 use crate::error::{VaultError, VaultResult};
 use crate::target::Target;
 
 /// So often a swap is tried before it is given up: at the longest wait of a second this is minutes of losing.
 const MAX_SWAP_TRIES: u32 = 200;
+
+/// So often a root that was overtaken is read anew before that is given up: each time, a whole collection came between.
+const MAX_OVERTAKEN: u32 = 20;
 
 /// A root as read: with what it takes to replace it.
 #[derive(Debug, Clone)]
@@ -72,6 +76,39 @@ impl Target {
         Ok(Head { root, etag: object.etag, bytes: object.bytes })
     }
 
+    /// Reads the root, and with `read` what it names.
+    ///
+    /// Where an object is gone, a collection may have deleted it after the root was read: then a newer root is there
+    /// already, which needs it no more, and all is read anew from that one. What the same root still names is missing.
+    ///
+    /// # Errors
+    /// As [`Target::head`], and whatever `read` answers.
+    pub async fn read_by_root<T>(
+        &self,
+        mut read: impl AsyncFnMut(&Root) -> VaultResult<T>,
+    ) -> VaultResult<(Head, T)> {
+        let mut head = self.head().await?;
+        for _ in 0..MAX_OVERTAKEN {
+            match read(&head.root).await {
+                Ok(known) => return Ok((head, known)),
+                Err(error) if error.is_not_found() => head = self.newer_than(&head, error).await?,
+                Err(error) => return Err(error),
+            }
+        }
+        let known = read(&head.root).await?;
+        Ok((head, known))
+    }
+
+    /// The root that replaced `head`; `missing` if none has.
+    async fn newer_than(&self, head: &Head, missing: VaultError) -> VaultResult<Head> {
+        let newer = self.head().await?;
+        if newer.etag == head.etag {
+            return Err(missing);
+        }
+        info!(%missing, "the catalog moved on meanwhile; reading its newer root");
+        Ok(newer)
+    }
+
     /// Reads the names of a root's dead batches, in its order.
     ///
     /// # Errors
@@ -120,9 +157,14 @@ impl Target {
     ) -> VaultResult<T> {
         for attempt in 0..MAX_SWAP_TRIES {
             let head = self.head().await?;
-            let (next, answer) = match decide(&head).await? {
-                Step::Keep(answer) => return Ok(answer),
-                Step::Replace(next, answer) => (next, answer),
+            let (next, answer) = match decide(&head).await {
+                Ok(Step::Keep(answer)) => return Ok(answer),
+                Ok(Step::Replace(next, answer)) => (next, answer),
+                Err(error) if error.is_not_found() => {
+                    self.newer_than(&head, error).await?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             check_step(&head.root, &next)?;
             if rules::holds(Rule::CopyBeforeSwap) {

@@ -6,7 +6,7 @@
 //! One transition system, several bounds ([`configs`]): each configuration lets other parties take part, so that all of
 //! its states can be visited. Time does not exist: a grace is over, an orphan is old, a request arrives whenever the
 //! search wants it to. Epochs are only ever compared, so a state keeps their order and not their values
-//! ([`canonical`]), and is finite.
+//! (`canonical`), and is finite.
 
 pub mod actions;
 mod agent;

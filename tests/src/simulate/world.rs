@@ -99,6 +99,7 @@ impl World {
                 let policy = RetryPolicy {
                     max_tries: u32::try_from(self.chance.between(2, 8)).unwrap_or(2),
                     max_total: Duration::from_secs(hours * 3600),
+                    max_first: Duration::from_secs(hours * 3600),
                     max_try: Duration::from_secs(if self.chance.yes(0.5) { 1200 } else { hours * 3600 }),
                     ..RetryPolicy::default()
                 };

@@ -4,6 +4,7 @@
 //! settled by reading the object back, never by assuming.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +15,9 @@ use tokio::time::Instant;
 
 use super::SharedRng;
 use crate::{ETag, ListPage, Object, ObjectStore, Operation, StoreError, StoreErrorKind, StoreResult};
+
+/// What to do about a store that has not answered a single call.
+const NEVER_ANSWERED: &str = "; nothing has answered there so far: check the target's address, its endpoint URL, the network and the proxy";
 
 /// How long and how often to try again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,20 +30,24 @@ pub struct RetryPolicy {
     pub max_pause: Duration,
     /// No further try begins later than this after the call began.
     pub max_total: Duration,
+    /// The same, while the store has not answered a single call: more likely its address is wrong than that it is away
+    /// for a moment, and whoever typed the address waits.
+    pub max_first: Duration,
     /// A try that has no answer after this time is abandoned, and may still take effect. Only for stores that hang:
     /// far above what the largest object takes over the slowest line.
     pub max_try: Duration,
 }
 
 impl Default for RetryPolicy {
-    /// Rides out some minutes, which covers a throttled prefix, a restarted router and a rejected connection; a
-    /// longer outage is for the caller to resume from.
+    /// Rides out some minutes once the store has answered, which covers a throttled prefix, a restarted router and a
+    /// rejected connection; a longer outage is for the caller to resume from.
     fn default() -> Self {
         Self {
             max_tries: 20,
             first_pause: Duration::from_millis(100),
             max_pause: Duration::from_secs(30),
             max_total: Duration::from_secs(300),
+            max_first: Duration::from_secs(12),
             max_try: Duration::from_secs(1200),
         }
     }
@@ -59,12 +67,14 @@ pub struct Retry<S> {
     inner: S,
     policy: RetryPolicy,
     rng: SharedRng,
+    /// Whether any call has been answered, be it with a refusal.
+    answered: AtomicBool,
 }
 
 impl<S: ObjectStore> Retry<S> {
     /// Wraps `inner`; `seed` decides the lengths of pauses, and should differ between processes.
     pub fn new(inner: S, policy: RetryPolicy, seed: u64) -> Self {
-        Self { inner, policy, rng: SharedRng::new(seed) }
+        Self { inner, policy, rng: SharedRng::new(seed), answered: AtomicBool::new(false) }
     }
 
     /// Makes tries until one is answered otherwise than with `Unavailable`, or the budget is used up.
@@ -77,7 +87,10 @@ impl<S: ObjectStore> Retry<S> {
                 Err(error) if error.kind == StoreErrorKind::Unavailable => {
                     self.pause(budget, error).await?;
                 }
-                answer => return answer,
+                answer => {
+                    self.answered.store(true, Relaxed);
+                    return answer;
+                }
             }
         }
     }
@@ -86,7 +99,13 @@ impl<S: ObjectStore> Retry<S> {
     async fn pause(&self, budget: &mut Budget, error: StoreError) -> StoreResult<()> {
         let longest = self.longest_pause(budget.tries);
         let pause = longest.mul_f64(self.rng.draw(|rng| rng.random::<f64>()));
-        if budget.tries >= budget.max_tries || Instant::now() + pause >= budget.deadline {
+        let next = Instant::now() + pause;
+        if !self.answered.load(Relaxed) && next >= budget.started + self.policy.max_first {
+            let mut error = budget.give_up(error);
+            error.message.push_str(NEVER_ANSWERED);
+            return Err(error);
+        }
+        if budget.tries >= budget.max_tries || next >= budget.deadline {
             return Err(budget.give_up(error));
         }
         tracing::warn!(

@@ -195,10 +195,10 @@ impl Session {
         let chunker_params = options.chunker.unwrap_or(target.settings.chunker);
         let chunker = Chunker::new(chunker_params, &target.ingest()?.gear_key())
             .map_err(|error| VaultError::Invalid(error.to_string()))?;
-        let head = target.head().await?;
+        let (head, (dead, moved)) = target
+            .read_by_root(async |root| Ok((target.dead_set(root).await?, target.moved(root).await?)))
+            .await?;
         let root = head.root;
-        let dead = target.dead_set(&root).await?;
-        let moved = target.moved(&root).await?;
         let tag = target.sealer.volume_tag(&options.volume);
         let parent_entry = root.latest(&options.volume).filter(|_| !options.ignore_parent);
         let (leftovers, parent, index) = tokio::try_join!(

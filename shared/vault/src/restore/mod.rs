@@ -150,12 +150,12 @@ impl<'a> Restore<'a> {
         }
         let registration = register(target, &manifest, &options.host).await;
         // Read after registering: a collection that reads a root without this backup will see the registration.
-        let Head { root, .. } = target.head().await?;
+        let (Head { root, .. }, relocator) =
+            target.read_by_root(async |root| Relocator::load(target, root).await).await?;
         if root.backup(backup).is_none() {
             deregister(target, registration).await;
             return Err(VaultError::Damaged(format!("backup {backup} was removed from the catalog")));
         }
-        let relocator = Relocator::load(target, &root).await?;
         progress.total_bytes.store(range.end - range.start, Relaxed);
         let fetches = options.fetches.max(1);
         Ok((

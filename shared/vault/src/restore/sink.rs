@@ -13,11 +13,15 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use strongroom_format::chunker::REGION_BYTES;
 use tempfile::NamedTempFile;
+use tracing::{debug, info};
 
 use crate::error::{VaultError, VaultResult};
 
 /// Zeros are written in pieces of this many bytes where a device can't be told to hold zeros.
 const ZERO_PIECE_BYTES: usize = 1 << 20;
+
+/// What the names of files end with that are not complete.
+const INCOMPLETE: &str = ".strongroom-incomplete";
 
 /// A destination that takes bytes at any offset.
 #[derive(Debug)]
@@ -78,12 +82,18 @@ impl Sink {
     fn create_file(path: &Path, size_bytes: u64) -> VaultResult<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let prefix = format!(".{name}.");
+        remove_abandoned(folder, &prefix);
         let file = tempfile::Builder::new()
-            .prefix(&format!(".{name}."))
-            .suffix(".strongroom-incomplete")
+            .prefix(&prefix)
+            .suffix(INCOMPLETE)
             .tempfile_in(folder)
             .and_then(|file| file.as_file().set_len(size_bytes).map(|()| file))
             .map_err(|error| VaultError::io("creating", path, error))?;
+        // Where locks don't work, they don't for whoever would remove it either.
+        if let Err(error) = file.as_file().try_lock() {
+            debug!(path = %file.path().display(), %error, "not locked");
+        }
         Ok(Self::File(FileSink { path: path.to_owned(), file }))
     }
 
@@ -198,6 +208,30 @@ impl Sink {
     }
 }
 
+/// Removes what restores to the same name left that were killed: each holds a lock on its file as long as it lives.
+///
+/// What can't be looked at or removed stays: it takes space, and is in nobody's way.
+fn remove_abandoned(folder: &Path, prefix: &str) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(name) = name.to_str() else { continue };
+        let ours = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(INCOMPLETE));
+        if !ours.is_some_and(|random| !random.is_empty() && !random.contains('.')) {
+            continue;
+        }
+        let path = entry.path();
+        let abandoned = OpenOptions::new()
+            .write(true)
+            .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
+            .open(&path)
+            .is_ok_and(|file| file.try_lock().is_ok() && std::fs::remove_file(&path).is_ok());
+        if abandoned {
+            info!(path = %path.display(), "removed what a killed restore left");
+        }
+    }
+}
+
 /// Makes a range of a device read as zeros: by telling it to where it can, else by writing them.
 fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
     if len == 0 || fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, len).is_ok()
@@ -212,4 +246,36 @@ fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
         at += piece as u64;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_files_that_dead_restores_to_the_same_name_left_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let alive = Sink::open(&path("db.img"), 10, false).unwrap();
+        let kept = [
+            ".other.img.Ab12.strongroom-incomplete",
+            ".db.img.old.Ab12.strongroom-incomplete",
+            "db.img.Ab12.strongroom-incomplete",
+            ".db.img.Ab12.mine",
+            ".db.img..strongroom-incomplete",
+        ];
+        for name in kept.into_iter().chain([".db.img.Ab12.strongroom-incomplete"]) {
+            std::fs::write(path(name), b"left").unwrap();
+        }
+        let second = Sink::open(&path("db.img"), 20, false).unwrap();
+        assert!(!path(".db.img.Ab12.strongroom-incomplete").exists());
+        assert!(kept.iter().all(|name| path(name).exists()));
+        alive.write_at(0, b"0123456789").unwrap();
+        alive.finish().unwrap();
+        assert_eq!(std::fs::read(path("db.img")).unwrap(), b"0123456789");
+        drop(second);
+        let names: Vec<_> =
+            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(names.len(), kept.len() + 1, "{names:?}");
+    }
 }
