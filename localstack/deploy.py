@@ -89,6 +89,8 @@ def map_queue(name, queue_arn, batch):
         EventSourceArn=queue_arn,
         BatchSize=batch,
         FunctionResponseTypes=["ReportBatchItemFailures"],
+        # Commits of a target race for its root: more of them at once win nothing. Two is the least that SQS mappings take.
+        **({"ScalingConfig": {"MaximumConcurrency": 2}} if name == "committer" else {}),
     )
 
 

@@ -2,7 +2,8 @@
 
 An execution environment is a process running the zip's `bootstrap`, and a server that speaks the Lambda Runtime API
 (https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html) to it. Everything else (event source mappings, retries,
-dead letters, logs) is LocalStack's own.
+dead letters, logs) is LocalStack's own. What each invocation took goes into its log's REPORT line, as on Lambda, and as a line
+of JSON into the file that STRONGROOM_LAMBDA_REPORTS names.
 """
 
 import json
@@ -61,6 +62,7 @@ class ProcessExecutor(RuntimeExecutor):
     def _run(self):
         """Starts the process, and waits until it asks for an event."""
         self.asked = False
+        begun = time.monotonic()
         self.process = subprocess.Popen(
             [os.path.join(self.folder, "bootstrap")],
             cwd=self.folder,
@@ -77,6 +79,8 @@ class ProcessExecutor(RuntimeExecutor):
                 self.changed.wait(0.05)
             if not self.asked:
                 raise RuntimeError("the function does not start: " + "".join(self.log_lines[-20:]))
+        # Reported with the first invocation only, as on Lambda.
+        self.init_ms = (time.monotonic() - begun) * 1000
 
     def _read_log(self, process):
         for line in process.stdout:
@@ -123,9 +127,20 @@ class ProcessExecutor(RuntimeExecutor):
             self._kill()
         took = (time.monotonic() - begun) * 1000
         memory = self.function_version.config.memory_size
+        peak_mib = peak_memory_mib(self.process.pid)
+        init_ms, self.init_ms = self.init_ms, None
+        report(
+            function=self.function_version.id.function_name,
+            duration_ms=took,
+            init_ms=init_ms,
+            peak_mib=peak_mib,
+            failed=answer.failed,
+        )
         logs = (
             f"START RequestId: {request}\n{lines}END RequestId: {request}\n"
-            f"REPORT RequestId: {request}\tDuration: {took:.2f} ms\tMemory Size: {memory} MB\n"
+            f"REPORT RequestId: {request}\tDuration: {took:.2f} ms\tMemory Size: {memory} MB"
+            f"\tMax Memory Used: {peak_mib or 0:.0f} MB"
+            + (f"\tInit Duration: {init_ms:.2f} ms\n" if init_ms is not None else "\n")
         )
         return InvocationResult(request, answer.body, is_error=answer.failed, logs=logs)
 
@@ -164,6 +179,25 @@ class ProcessExecutor(RuntimeExecutor):
     @classmethod
     def cleanup_version(cls, function_version):
         pass
+
+
+def peak_memory_mib(pid):
+    """The most a process ever had in memory, or None when it is gone."""
+    try:
+        with open(f"/proc/{pid}/status") as status:
+            for line in status:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return None
+
+
+def report(**values):
+    path = os.environ.get("STRONGROOM_LAMBDA_REPORTS")
+    if path:
+        with open(path, "a") as file:
+            file.write(json.dumps(values) + "\n")
 
 
 def failure(kind, message):
