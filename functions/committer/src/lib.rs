@@ -3,6 +3,8 @@
 //! Invariant: the answer is stored only after the root says so; a request that comes again finds its backup in the root.
 //! The protocol itself is `strongroom_vault::commit`.
 
+use std::collections::BTreeMap;
+
 use strongroom_fleet::home::write_outcome;
 use strongroom_fleet::message::{CommitMessage, Message};
 use strongroom_fleet::outcome::{Outcome, Verdict};
@@ -10,46 +12,83 @@ use strongroom_fleet::run::{Job, Origin, Run};
 use strongroom_fleet::shard::shard_of;
 use strongroom_fleet::{Failure, Incoming, Service};
 use strongroom_format::ids::TimestampMs;
-use strongroom_vault::commit::{CommitRequest, commit};
+use strongroom_vault::commit::{CommitRequest, Committed, commit_batch};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tracing::{info, warn};
 
-/// Handles requests to commit.
+/// Handles requests to commit: those for one target with one compare-and-swap.
 pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs) -> Vec<Failure> {
     let mut failures = Vec::new();
+    let mut groups: BTreeMap<Option<String>, Vec<(&Incoming, CommitMessage)>> = BTreeMap::new();
     for message in messages {
-        let handled = if service.home.now() < until {
-            handle_one(service, message).await
+        match CommitMessage::from_json(&message.body) {
+            Ok(asked) => groups.entry(asked.target.clone()).or_default().push((message, asked)),
+            Err(error) => failures.push(failed(message, &VaultError::Invalid(error.to_string()))),
+        }
+    }
+    for (name, group) in groups {
+        let answers = if service.home.now() < until {
+            commit_group(service, name.as_deref(), &group).await
         } else {
             Err(VaultError::Internal("no time was left for it".to_owned()))
         };
-        if let Err(error) = handled {
-            warn!(message = message.id, receives = message.receives, %error, "commit request was not handled");
-            failures.push(message.failed(&error));
+        match answers {
+            Ok(answers) => {
+                let handled = group.iter().zip(answers);
+                failures.extend(
+                    handled.filter_map(|((message, _), answer)| Some(failed(message, &answer.err()?))),
+                );
+            }
+            Err(error) => failures.extend(group.iter().map(|(message, _)| failed(message, &error))),
         }
     }
     failures
 }
 
-async fn handle_one(service: &Service, message: &Incoming) -> VaultResult<()> {
-    let asked =
-        CommitMessage::from_json(&message.body).map_err(|error| VaultError::Invalid(error.to_string()))?;
-    let target = service.targets.open(asked.target.as_deref()).await?;
-    let request = CommitRequest { backup: asked.backup, index_sizes: asked.index_sizes.clone() };
-    let verdict = match commit(&target, &request).await {
+fn failed(message: &Incoming, error: &VaultError) -> Failure {
+    warn!(message = message.id, receives = message.receives, %error, "commit request was not handled");
+    message.failed(error)
+}
+
+/// Commits what is asked for of one target, and answers each that asks.
+async fn commit_group(
+    service: &Service,
+    name: Option<&str>,
+    group: &[(&Incoming, CommitMessage)],
+) -> VaultResult<Vec<VaultResult<()>>> {
+    let target = service.targets.open(name).await?;
+    let requests: Vec<CommitRequest> = group
+        .iter()
+        .map(|(_, asked)| CommitRequest { backup: asked.backup, index_sizes: asked.index_sizes.clone() })
+        .collect();
+    let mut answered = Vec::with_capacity(group.len());
+    for (answer, (_, asked)) in commit_batch(&target, &requests).await?.into_iter().zip(group) {
+        answered.push(tell(service, &target, asked, answer).await);
+    }
+    Ok(answered)
+}
+
+/// Stores the answer for the session that asked.
+async fn tell(
+    service: &Service,
+    target: &Target,
+    asked: &CommitMessage,
+    answer: VaultResult<Committed>,
+) -> VaultResult<()> {
+    let verdict = match answer {
         Ok(committed) => Verdict::Committed { epoch: committed.epoch },
         Err(VaultError::Refused(refusal)) => Verdict::Refused(refusal),
         Err(error) if error.is_damage() => Verdict::Invalid(error.to_string()),
-        // The store could not be reached, or too many were at it: the message comes again.
+        // The store could not be reached: the message comes again.
         Err(error) => return Err(error),
     };
     info!(session = %asked.session, backup = %asked.backup, verdict = verdict.name(), "commit answered");
     let committed = matches!(verdict, Verdict::Committed { .. });
-    write_outcome(&target, asked.session, &Outcome { backup: asked.backup, verdict }).await?;
+    write_outcome(target, asked.session, &Outcome { backup: asked.backup, verdict }).await?;
     if committed {
         // The backup is safe already: that retention can't be asked for must not repeat the commit. Daily upkeep asks
         // again.
-        if let Err(error) = ask_for_retention(service, &target, &asked).await {
+        if let Err(error) = ask_for_retention(service, target, asked).await {
             warn!(%error, "retention was not asked for");
         }
     }

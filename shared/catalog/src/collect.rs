@@ -178,6 +178,9 @@ pub fn forget(root: &mut Root, nodes: &HashSet<strongroom_format::layout::NodeKe
         root.oldest_vouched = root.oldest_vouched.max(newest.unwrap_or(Epoch(0)));
     }
     root.dead.retain(|batch| !gone(batch));
+    if root.dead.len() < 2 {
+        root.dead_index = None;
+    }
 }
 
 /// Index objects below this length are worth merging, bytes.

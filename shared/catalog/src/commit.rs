@@ -56,6 +56,14 @@ pub enum Refusal {
         /// The backup.
         backup: BackupId,
     },
+    /// It was not committed in time, and taken for an orphan.
+    #[error(
+        "the manifest of backup {backup} is gone: it was not committed in time, and was collected; start again"
+    )]
+    ManifestGone {
+        /// The backup.
+        backup: BackupId,
+    },
     /// Some of it is being deleted.
     #[error("{} of its objects are being deleted; upload them again under new names", names.len())]
     Doomed {
@@ -164,4 +172,48 @@ pub fn apply(root: &mut Root, manifest: &Manifest, index_sizes: &[u64]) {
     root.volumes.entry(manifest.volume.clone()).or_default().backups.push(BackupEntry::of(manifest));
     let indexes = manifest.new_indexes.iter().zip(index_sizes);
     root.indexes.extend(indexes.map(|(id, size_bytes)| IndexRef { id: *id, size_bytes: *size_bytes }));
+}
+
+/// A backup that is to come into the root.
+#[derive(Debug, Clone, Copy)]
+pub struct Submission<'a> {
+    /// Its manifest.
+    pub manifest: &'a Manifest,
+    /// Lengths of the index objects that come in with it, in the order of the manifest.
+    pub index_sizes: &'a [u64],
+}
+
+/// What several commits come to.
+#[derive(Debug, Clone)]
+pub struct BatchPlan {
+    /// For each submission, in order: whether it is in the root already, or its refusal.
+    pub verdicts: Vec<Result<CommitVerdict, Refusal>>,
+    /// The root with all that were admitted, still of the epoch it was planned on; `None` if none was.
+    pub root: Option<Root>,
+}
+
+/// Decides on several commits, one after the other, each on what the ones before it left.
+///
+/// `names` are those of the root's dead batches, in its order.
+pub fn plan_batch(
+    root: &Root,
+    names: &[crate::dead::DeadNames],
+    submissions: &[Submission<'_>],
+) -> BatchPlan {
+    let dead = DeadSet::new(root, names);
+    let mut next = root.clone();
+    let mut changed = false;
+    let verdicts = submissions
+        .iter()
+        .map(|submission| {
+            let verdict = decide(&next, &dead, submission.manifest)?;
+            if let CommitVerdict::Admitted { pardoned } = &verdict {
+                pardon(&mut next, names, pardoned);
+                apply(&mut next, submission.manifest, submission.index_sizes);
+                changed = true;
+            }
+            Ok(verdict)
+        })
+        .collect();
+    BatchPlan { verdicts, root: changed.then_some(next) }
 }

@@ -102,6 +102,24 @@ impl SealedBody for DeadNames {
     const MAX_BODY_BYTES: usize = 128 << 20;
 }
 
+/// The names of several batches in one node, so that a committer reads one object however many batches there are.
+///
+/// A repetition: each batch has its own node with the same names, and may be missing here.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeadIndex {
+    /// Batches, by their own nodes, with their names.
+    pub batches: Vec<(NodeKey, DeadNames)>,
+}
+
+impl SealedBody for DeadIndex {
+    const KIND: Kind = Kind::Node;
+    const MAX_BODY_BYTES: usize = 128 << 20;
+}
+
+/// So many names are repeated in one node; more are read batch by batch.
+pub const MAX_INDEXED_NAMES: u64 = 1 << 20;
+
 /// The most a reader takes for a catalog node, bytes.
 pub const MAX_NODE_BYTES: u64 = 64 << 20;
 

@@ -47,6 +47,9 @@ pub struct Root {
     /// The node with collection's count of what is used ([`crate::usage::Usage`]); lost, it is counted again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<NodeKey>,
+    /// The node that repeats the names of all batches ([`crate::dead::DeadIndex`]); lost, each batch's own node tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_index: Option<NodeKey>,
 }
 
 impl SealedBody for Root {
@@ -56,7 +59,7 @@ impl SealedBody for Root {
 
     fn version(&self) -> u8 {
         let has_moved = self.moved.is_some() || self.dead.iter().any(|batch| batch.rewritten);
-        if has_moved || self.usage.is_some() { 2 } else { 1 }
+        if has_moved || self.usage.is_some() || self.dead_index.is_some() { 2 } else { 1 }
     }
 }
 
@@ -131,6 +134,7 @@ impl Root {
             dead: Vec::new(),
             moved: None,
             usage: None,
+            dead_index: None,
         }
     }
 

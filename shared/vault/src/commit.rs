@@ -1,20 +1,24 @@
 //! The committer: brings manifests into the root (design: steps 4 and 5 of the commit protocol).
 //!
-//! A handler: it takes the target (store, clock, randomness) and the request, and can be run any number of times with
-//! the same request, by any number of committers at once.
+//! A handler: it takes the target (store, clock, randomness) and the requests, and can be run any number of times with
+//! the same requests, by any number of committers at once. Many requests cost one compare-and-swap.
 
 use std::fmt;
 
 use async_trait::async_trait;
-use strongroom_catalog::commit::{self, CommitVerdict};
-use strongroom_catalog::dead::DeadSet;
+use futures_util::{StreamExt, stream};
+use strongroom_catalog::commit::{CommitVerdict, Refusal, Submission, plan_batch};
 use strongroom_format::ids::{BackupId, Epoch, SessionId};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{MAX_MANIFEST_BYTES, Manifest};
 
-use crate::error::VaultResult;
-use crate::head::Step;
+use crate::dead::DeadCache;
+use crate::error::{VaultError, VaultResult};
+use crate::head::Swapping;
 use crate::target::Target;
+
+/// Manifests read at once, each of a few MiB at most.
+const READ_CONCURRENCY: usize = 8;
 
 /// A request to commit a backup whose objects have all been stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,29 +70,93 @@ impl Committer for Direct {
     }
 }
 
-/// Commits a backup.
+/// Commits a backup: a batch of one.
 ///
 /// # Errors
 /// `Refused` with what to do; `Format` for a manifest that does not open or is not valid; `Store`.
 pub async fn commit(target: &Target, request: &CommitRequest) -> VaultResult<Committed> {
-    let manifest = target.manifest(request.backup).await?;
-    target
-        .swap(async |head| {
-            let names = target.dead_names(&head.root).await?;
-            let dead = DeadSet::new(&head.root, &names);
-            let pardoned = match commit::decide(&head.root, &dead, &manifest)? {
-                CommitVerdict::Already => {
-                    return Ok(Step::Keep(Committed { epoch: head.root.epoch, already: true }));
-                }
-                CommitVerdict::Admitted { pardoned } => pardoned,
-            };
-            let mut next = head.successor(target);
-            commit::pardon(&mut next, &names, &pardoned);
-            commit::apply(&mut next, &manifest, &request.index_sizes);
-            let epoch = next.epoch;
-            Ok(Step::Replace(Box::new(next), Committed { epoch, already: false }))
+    let answers = commit_batch(target, std::slice::from_ref(request)).await?;
+    let answer = answers.into_iter().next();
+    answer.unwrap_or_else(|| Err(VaultError::Internal("a commit without an answer".to_owned())))
+}
+
+/// Commits backups with one compare-and-swap: decides on one after the other, each on what the ones before it left.
+/// Where the root has changed meanwhile, reads it and decides again on all of them.
+///
+/// Answers each request, in order: as [`commit()`] would. Takes a request for each manifest, and four besides (the root, the
+/// names of what is dead, the copy of the root, the swap) where no race is lost.
+///
+/// # Errors
+/// `Store`, `Format` and others for what is not about one of the requests: none has an answer then, and some or all of
+/// them may be in the root. Asking again is always right.
+pub async fn commit_batch(
+    target: &Target,
+    requests: &[CommitRequest],
+) -> VaultResult<Vec<VaultResult<Committed>>> {
+    let backups: Vec<BackupId> = requests.iter().map(|request| request.backup).collect();
+    let manifests: Vec<VaultResult<Manifest>> = stream::iter(backups)
+        .map(|backup| submitted(target, backup))
+        .buffered(READ_CONCURRENCY)
+        .collect()
+        .await;
+    let submissions: Vec<Submission<'_>> = requests
+        .iter()
+        .zip(&manifests)
+        .filter_map(|(request, manifest)| {
+            Some(Submission { manifest: manifest.as_ref().ok()?, index_sizes: &request.index_sizes })
         })
-        .await
+        .collect();
+    let mut decided = decide(target, &submissions).await?.into_iter();
+    let answer = |manifest: VaultResult<Manifest>| {
+        manifest?;
+        let decision = decided.next();
+        Ok(decision.ok_or_else(|| VaultError::Internal("a commit without a decision".to_owned()))??)
+    };
+    Ok(manifests.into_iter().map(answer).collect())
+}
+
+/// Reads the manifest that a session asks to commit.
+async fn submitted(target: &Target, backup: BackupId) -> VaultResult<Manifest> {
+    match target.manifest(backup).await {
+        // Stored before it was asked for: it waited so long that it was collected as an orphan.
+        Err(error) if error.is_not_found() => Err(Refusal::ManifestGone { backup }.into()),
+        read => read,
+    }
+}
+
+async fn decide(
+    target: &Target,
+    submissions: &[Submission<'_>],
+) -> VaultResult<Vec<Result<Committed, Refusal>>> {
+    if submissions.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut known = DeadCache::default();
+    let mut swapping = Swapping::new(target);
+    loop {
+        let head = swapping.head().await?;
+        let names = match target.dead_names_cached(&head.root, &mut known).await {
+            Ok(names) => names,
+            Err(error) => {
+                swapping.overtaken(&head, error).await?;
+                continue;
+            }
+        };
+        let plan = plan_batch(&head.root, &names, submissions);
+        let next = plan.root.map(|root| head.follow(target, &root));
+        let answers = plan.verdicts.into_iter().zip(submissions).map(|(verdict, submission)| {
+            let already = verdict? == CommitVerdict::Already;
+            // Asked for twice in one batch, it is in the next root only.
+            let before = head.root.backup(submission.manifest.backup).is_some();
+            let root = next.as_ref().filter(|_| !before).unwrap_or(&head.root);
+            Ok(Committed { epoch: root.epoch, already })
+        });
+        let answers = answers.collect();
+        match &next {
+            Some(next) if !swapping.replace(&head, next).await? => {}
+            _ => return Ok(answers),
+        }
+    }
 }
 
 impl Target {

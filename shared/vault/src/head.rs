@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rand::RngExt;
-use strongroom_catalog::dead::{Batch, DeadNames, DeadSet, MAX_NODE_BYTES};
+use strongroom_catalog::dead::Batch;
 use strongroom_catalog::invariants::check_step;
 use strongroom_catalog::root::{MAX_ROOT_BYTES, Root};
 use strongroom_catalog::rules::{self, Rule};
@@ -16,13 +16,20 @@ use strongroom_format::ids::{Epoch, NodeId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::seal::SealedBody;
 use strongroom_store::{ETag, StoreErrorKind};
+use tokio::time::Instant;
 use tracing::info;
 
 use crate::error::{VaultError, VaultResult};
 use crate::target::Target;
 
-/// So often a swap is tried before it is given up: at the longest wait of a second this is minutes of losing.
+/// So often a swap is tried before it is given up: at the longest wait this is many minutes of losing.
 const MAX_SWAP_TRIES: u32 = 200;
+/// Whoever loses a race waits for up to so many times the length of a try, twice as many after each further loss: the
+/// others that lost it with him want the same time for themselves.
+const WAIT_TRIES: u32 = 4;
+/// The shortest and the longest of these waits, at most.
+const MIN_WAIT: Duration = Duration::from_millis(10);
+const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// So often a root that was overtaken is read anew before that is given up: each time, a whole collection came between.
 const MAX_OVERTAKEN: u32 = 20;
@@ -48,7 +55,12 @@ pub enum Step<T> {
 impl Head {
     /// Starts the root that would follow.
     pub fn successor(&self, target: &Target) -> Root {
-        self.root.successor(*blake3::hash(&self.bytes).as_bytes(), target.context.clock.now())
+        self.follow(target, &self.root)
+    }
+
+    /// Makes a changed copy of this root the one that would follow.
+    pub fn follow(&self, target: &Target, changed: &Root) -> Root {
+        changed.successor(*blake3::hash(&self.bytes).as_bytes(), target.context.clock.now())
     }
 
     /// The sealed bytes.
@@ -109,28 +121,6 @@ impl Target {
         Ok(newer)
     }
 
-    /// Reads the names of a root's dead batches, in its order.
-    ///
-    /// # Errors
-    /// `Store` or `Format`, naming the node.
-    pub async fn dead_names(&self, root: &Root) -> VaultResult<Vec<DeadNames>> {
-        let mut names = Vec::with_capacity(root.dead.len());
-        for batch in &root.dead {
-            let key = ObjectKey::Node(batch.node);
-            let object = self.context.store.get(&key, MAX_NODE_BYTES).await?;
-            names.push(self.sealer.open(&key, &object.bytes)?);
-        }
-        Ok(names)
-    }
-
-    /// Reads what a root holds to be dead.
-    ///
-    /// # Errors
-    /// As [`Target::dead_names`].
-    pub async fn dead_set(&self, root: &Root) -> VaultResult<DeadSet> {
-        Ok(DeadSet::new(root, &self.dead_names(root).await?))
-    }
-
     /// Stores a catalog node for the root that follows `base`.
     ///
     /// # Errors
@@ -155,40 +145,19 @@ impl Target {
         &self,
         mut decide: impl AsyncFnMut(&Head) -> VaultResult<Step<T>>,
     ) -> VaultResult<T> {
-        for attempt in 0..MAX_SWAP_TRIES {
-            let head = self.head().await?;
-            let (next, answer) = match decide(&head).await {
+        let mut swapping = Swapping::new(self);
+        loop {
+            let head = swapping.head().await?;
+            match decide(&head).await {
                 Ok(Step::Keep(answer)) => return Ok(answer),
-                Ok(Step::Replace(next, answer)) => (next, answer),
-                Err(error) if error.is_not_found() => {
-                    self.newer_than(&head, error).await?;
-                    continue;
+                Ok(Step::Replace(next, answer)) => {
+                    if swapping.replace(&head, &next).await? {
+                        return Ok(answer);
+                    }
                 }
-                Err(error) => return Err(error),
-            };
-            check_step(&head.root, &next)?;
-            if rules::holds(Rule::CopyBeforeSwap) {
-                self.keep_copy(head.root.epoch, head.bytes.clone()).await?;
-            }
-            let mut rng = self.context.entropy.fork();
-            let sealed = Bytes::from(self.sealer.seal(&ObjectKey::Root, next.as_ref(), &mut rng));
-            match self.context.store.put_if_match(&ObjectKey::Root, sealed, &head.etag).await {
-                Ok(_) => return Ok(answer),
-                Err(error) if error.kind == StoreErrorKind::Conflict => {
-                    let ceiling_ms = 10 << attempt.min(7);
-                    tokio::time::sleep(Duration::from_millis(rng.random_range(0..=ceiling_ms))).await;
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => swapping.overtaken(&head, error).await?,
             }
         }
-        Err(VaultError::Store(strongroom_store::StoreError::new(
-            StoreErrorKind::Unavailable,
-            "swap",
-            ObjectKey::Root,
-            format!(
-                "lost {MAX_SWAP_TRIES} races for the catalog's root; try again when fewer writers are at it"
-            ),
-        )))
     }
 
     /// Stores the copy of a root under `roots/`, if it is not there.
@@ -222,6 +191,81 @@ impl Target {
             return Ok(root);
         }
         Err(strongroom_format::Problem::Malformed(format!("holds the root of epoch {}", root.epoch)).of(key))
+    }
+}
+
+/// The race for one replacement of the root: [`Target::swap`] step by step.
+#[derive(Debug)]
+pub struct Swapping<'a> {
+    target: &'a Target,
+    lost: u32,
+    began: Instant,
+}
+
+impl<'a> Swapping<'a> {
+    /// Enters the race.
+    pub fn new(target: &'a Target) -> Self {
+        Self { target, lost: 0, began: Instant::now() }
+    }
+
+    /// Reads the root to decide on; after a lost race waits first.
+    ///
+    /// # Errors
+    /// As [`Target::head`]; `Store` with `Unavailable` after too many lost races.
+    pub async fn head(&mut self) -> VaultResult<Head> {
+        if self.lost == MAX_SWAP_TRIES {
+            return Err(VaultError::Store(strongroom_store::StoreError::new(
+                StoreErrorKind::Unavailable,
+                "swap",
+                ObjectKey::Root,
+                format!(
+                    "lost {MAX_SWAP_TRIES} races for the catalog's root; try again when fewer writers are at it"
+                ),
+            )));
+        }
+        if let Some(exponent) = self.lost.checked_sub(1) {
+            let longest = self.began.elapsed().saturating_mul(WAIT_TRIES << exponent.min(8));
+            let longest = longest.clamp(MIN_WAIT, MAX_WAIT);
+            let mut rng = self.target.context.entropy.fork();
+            tokio::time::sleep(rng.random_range(Duration::ZERO..=longest)).await;
+        }
+        self.began = Instant::now();
+        self.target.head().await
+    }
+
+    /// Goes on where what the root named is gone because a newer one is there; counts as a lost race.
+    ///
+    /// # Errors
+    /// The error itself for any other reason; `Store`.
+    pub async fn overtaken(&mut self, head: &Head, error: VaultError) -> VaultResult<()> {
+        if !error.is_not_found() {
+            return Err(error);
+        }
+        self.target.newer_than(head, error).await?;
+        self.lost += 1;
+        Ok(())
+    }
+
+    /// Replaces the root that was read by another; `false` if it is no more.
+    ///
+    /// # Errors
+    /// `Breach` if the step would break an invariant; `Fenced` if the catalog was rebuilt; `Store`.
+    pub async fn replace(&mut self, head: &Head, next: &Root) -> VaultResult<bool> {
+        let target = self.target;
+        check_step(&head.root, next)?;
+        if rules::holds(Rule::CopyBeforeSwap) {
+            target.keep_copy(head.root.epoch, head.bytes.clone()).await?;
+        }
+        let mut rng = target.context.entropy.fork();
+        let sealed = Bytes::from(target.sealer.seal(&ObjectKey::Root, next, &mut rng));
+        match target.context.store.put_if_match(&ObjectKey::Root, sealed, &head.etag).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind == StoreErrorKind::Conflict => {
+                self.lost += 1;
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 }
 

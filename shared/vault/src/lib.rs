@@ -8,6 +8,7 @@ pub mod collect;
 pub mod commit;
 pub mod compare;
 pub mod context;
+mod dead;
 pub mod dedup;
 pub mod error;
 pub mod head;

@@ -194,10 +194,8 @@ impl Verifier<'_> {
             }
         }
         self.check_link(before, root, "root");
-        let names = self.target.dead_names(root).await;
-        self.report.objects += root.dead.len() as u64;
-        self.note(names)?;
-        for result in self.target.check_nodes(root).await {
+        let dead = self.target.check_dead(root).await;
+        for result in dead.into_iter().chain(self.target.check_nodes(root).await) {
             self.report.objects += 1;
             self.note(result)?;
         }

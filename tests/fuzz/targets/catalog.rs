@@ -136,6 +136,7 @@ fn root(input: &Input) -> Root {
             .collect(),
         moved: None,
         usage: None,
+        dead_index: None,
     }
 }
 

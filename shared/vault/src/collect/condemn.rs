@@ -6,7 +6,7 @@
 use std::collections::{BTreeSet, HashSet};
 
 use strongroom_catalog::collect::{CondemnPlan, Kept, State, Stored, plan_condemn};
-use strongroom_catalog::dead::{Batch, DeadNames, ObjectName, Stage};
+use strongroom_catalog::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use strongroom_catalog::invariants::check_unneeded;
 use strongroom_catalog::root::Root;
 use strongroom_catalog::rules::{self, Rule};
@@ -100,7 +100,8 @@ pub(super) async fn step(
             if !known.still_holds(&head.root) {
                 return Ok(Step::Keep(false));
             }
-            let dead = target.dead_set(&head.root).await?;
+            let dead_names = target.dead_names(&head.root).await?;
+            let dead = DeadSet::new(&head.root, &dead_names);
             if rules::holds(Rule::MarkedAgainAtCondemn) {
                 newcomers.mark(target, uncounted(&known, &head.root)).await?;
             }
@@ -120,7 +121,7 @@ pub(super) async fn step(
                     Some((node, same)) if node.base_epoch == head.root.epoch && *same == names => *node,
                     _ => target.put_node(head.root.epoch, &names).await?,
                 };
-                next.dead.push(Batch {
+                let batch = Batch {
                     node,
                     condemned_epoch: next.epoch,
                     condemned: target.context.clock.now(),
@@ -129,7 +130,8 @@ pub(super) async fn step(
                     bytes: going.iter().map(|object| object.size_bytes).sum(),
                     pardoned: Vec::new(),
                     rewritten: false,
-                });
+                };
+                target.push_dead(head.root.epoch, &mut next, &dead_names, (batch, &names)).await?;
                 written = Some((node, names));
             }
             if let Some(moved) = &pruned {

@@ -332,7 +332,7 @@ async fn swap(
             written.push(node);
             next.moved = Some(target.put_node(head.root.epoch, &moved).await?);
             next.usage = Some(copied.usage);
-            next.dead.push(Batch {
+            let batch = Batch {
                 node,
                 condemned_epoch: next.epoch,
                 condemned: target.context.clock.now(),
@@ -341,7 +341,8 @@ async fn swap(
                 bytes: copied.old_bytes,
                 pardoned: Vec::new(),
                 rewritten: true,
-            });
+            };
+            target.push_dead(head.root.epoch, &mut next, &dead_names, (batch, &names)).await?;
             Ok(Step::Replace(Box::new(next), Rewritten::More))
         })
         .await

@@ -112,6 +112,7 @@ impl Target {
     pub(super) async fn nodes_of(&self, root: &Root) -> VaultResult<BTreeSet<NodeKey>> {
         let mut nodes: BTreeSet<NodeKey> = root.dead.iter().map(|batch| batch.node).collect();
         nodes.extend(root.moved);
+        nodes.extend(root.dead_index);
         if let Some(usage) = root.usage {
             nodes.insert(usage);
             if let Ok(node) = self.node::<UsageNode>(usage).await {
