@@ -66,6 +66,10 @@ pub struct Global {
     /// Folder for the local index cache; always safe to delete [default: strongroom in $XDG_CACHE_HOME or ~/.cache]
     #[arg(long, global = true, env = "STRONGROOM_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+    /// Folder where the newest catalog seen is remembered, to notice an older one [default: strongroom in
+    /// $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long, global = true, env = "STRONGROOM_STATE_DIR", value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
     /// What this host calls itself in packs and manifests [default: its host name]
     #[arg(long, global = true, env = "STRONGROOM_HOST", value_name = "NAME")]
     pub host: Option<String>,
@@ -153,6 +157,8 @@ pub enum TargetCommand {
     Rotate(RotateArgs),
     /// Adds a recovery key and prints it with all that is needed to open the target again
     ExportRecoveryKit(RecoveryKitArgs),
+    /// Accepts a catalog that is older than one this host has seen, after it was restored deliberately
+    AcceptRollback,
     /// Puts the keyring back from a recovery kit, where it was lost
     RestoreKeyring {
         /// The recovery kit

@@ -81,7 +81,7 @@ fn exit_code(error: &VaultError) -> u8 {
         },
         VaultError::Format(_) | VaultError::Damaged(_) => EXIT_DAMAGED,
         VaultError::WrongKey(_) => EXIT_UNREACHABLE,
-        VaultError::Unsafe(_) => EXIT_UNSAFE,
+        VaultError::Unsafe(_) | VaultError::RolledBack { .. } => EXIT_UNSAFE,
         VaultError::Invalid(_) | VaultError::Find(_) => EXIT_USAGE,
         VaultError::Refused(_)
         | VaultError::Fenced(_)

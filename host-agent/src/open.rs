@@ -1,6 +1,7 @@
 //! From options, environment and configuration file to an unlocked target.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use strongroom_aws::AwsSettings;
@@ -8,6 +9,7 @@ use strongroom_connect::Kms;
 use strongroom_fleet::settings::TargetEntry;
 use strongroom_store::Counters;
 use strongroom_vault::target::{KekProvider, open};
+use strongroom_vault::witness::FolderWitness;
 use strongroom_vault::{Context, Target, VaultError, VaultResult};
 use zeroize::Zeroizing;
 
@@ -27,6 +29,7 @@ pub struct ConfigFile {
     endpoint_url: Option<String>,
     region: Option<String>,
     cache_dir: Option<PathBuf>,
+    state_dir: Option<PathBuf>,
     host: Option<String>,
     queues: Option<String>,
     /// What the agent may do on this host.
@@ -95,6 +98,7 @@ impl Settings {
         global.endpoint_url = global.endpoint_url.or(file.endpoint_url);
         global.region = global.region.or(file.region);
         global.cache_dir = global.cache_dir.or(file.cache_dir).or_else(default_cache_dir);
+        global.state_dir = global.state_dir.or(file.state_dir).or_else(default_state_dir);
         global.host = global.host.or(file.host);
         global.queues = global.queues.or(file.queues);
         let passphrase = std::env::var("STRONGROOM_PASSPHRASE").ok().map(Zeroizing::new);
@@ -192,7 +196,12 @@ impl Settings {
     pub async fn target(&self) -> VaultResult<(Target, Counters)> {
         let kek = self.kek(false).await?;
         let (context, counters) = self.context(false).await?;
-        Ok((open(context, kek.as_ref()).await?, counters))
+        let target = open(context, kek.as_ref()).await?;
+        let target = match &self.global.state_dir {
+            Some(folder) => target.witnessed_by(Arc::new(FolderWitness::new(folder.join("seen")))),
+            None => target,
+        };
+        Ok((target, counters))
     }
 }
 
@@ -220,6 +229,10 @@ fn config_path(global: &Global) -> Option<PathBuf> {
 
 fn default_cache_dir() -> Option<PathBuf> {
     user_dir("XDG_CACHE_HOME", ".cache").map(|dir| dir.join("strongroom"))
+}
+
+fn default_state_dir() -> Option<PathBuf> {
+    user_dir("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("strongroom"))
 }
 
 fn user_dir(variable: &str, in_home: &str) -> Option<PathBuf> {

@@ -172,3 +172,56 @@ fn an_endpoint_that_refuses_connections_ends_with_5_and_advice() {
     assert!(said.contains("check the target's address, its endpoint URL"), "{said}");
     assert!(said.contains("Connection refused") && !said.contains("DispatchFailure("), "{said}");
 }
+
+/// An old root is put back over a newer one: it opens, and nothing in the target tells.
+#[test]
+fn a_catalog_that_was_put_back_is_refused_until_it_is_accepted() {
+    let place = Place::bare();
+    let image = place.file("image", &noise(10_000, 1));
+    place.ran(&["target", "init"]);
+    place.ran(&["backup", &image, "--volume", "db"]);
+    let root = place.path("target").join("root");
+    let old = std::fs::read(&root).unwrap();
+    place.ran(&["backup", &image, "--volume", "db"]);
+    let new = std::fs::read(&root).unwrap();
+    std::fs::write(&root, old).unwrap();
+    for args in [
+        vec!["ls"],
+        vec!["backup", &image, "--volume", "db"],
+        vec!["gc", "run"],
+        vec!["retention", "run", "--keep-last", "1"],
+        vec!["index", "rebuild"],
+        vec!["target", "show"],
+    ] {
+        let output = place.run(&args);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(code(&output), 4, "{args:?}: {text}");
+        assert!(text.contains("accept-rollback"), "{args:?}: {text}");
+    }
+    // A host that has seen nothing newer can't tell.
+    let mut elsewhere = place.command(&["ls"]);
+    elsewhere.env("STRONGROOM_STATE_DIR", place.path("other-state"));
+    assert_eq!(code(&elsewhere.output().unwrap()), 0);
+    // Back again by itself: nothing to accept.
+    std::fs::write(&root, &new).unwrap();
+    assert_eq!(place.ran(&["ls"]).lines().count(), 2);
+    std::fs::write(
+        &root,
+        std::fs::read(place.path("target").join("roots").join(first_copy(&place))).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(code(&place.run(&["ls"])), 4);
+    place.ran(&["target", "accept-rollback"]);
+    place.ran(&["ls"]);
+    // A rebuild after the root was lost is no step back.
+    std::fs::remove_file(&root).unwrap();
+    place.ran(&["index", "rebuild"]);
+    place.ran(&["ls"]);
+    place.ran(&["backup", &image, "--volume", "db"]);
+}
+
+/// The name of the copy of an earlier root.
+fn first_copy(place: &Place) -> String {
+    let names = std::fs::read_dir(place.path("target").join("roots")).unwrap();
+    names.map(|entry| entry.unwrap().file_name().into_string().unwrap()).min().unwrap()
+}

@@ -32,6 +32,7 @@ pub async fn run(settings: &Settings, command: TargetCommand, output: Output) ->
         }
         TargetCommand::Rotate(args) => rotate(settings, &args, output).await,
         TargetCommand::ExportRecoveryKit(args) => export_kit(settings, &args, output).await,
+        TargetCommand::AcceptRollback => accept_rollback(settings, output).await,
         TargetCommand::RestoreKeyring { kit } => restore_keyring(settings, &kit, output).await,
     }
 }
@@ -128,6 +129,19 @@ fn list(settings: &Settings, output: Output) {
     if settings.targets.is_empty() {
         output.say("the configuration file names no targets; add [targets.NAME] with target = \"…\" to it");
     }
+}
+
+async fn accept_rollback(settings: &Settings, output: Output) -> VaultResult<Done> {
+    let (target, _) = settings.target().await?;
+    let (seen, now) = target.accept_root().await?;
+    let text = match seen {
+        Some(seen) if seen > now => {
+            format!("accepted the catalog at epoch {now}; this host had seen epoch {seen}")
+        }
+        _ => format!("nothing was put back: the catalog is at epoch {now}"),
+    };
+    output.result(&text, &json!({ "event": "target_accept_rollback", "seen": seen, "epoch": now }));
+    Ok(Done::Well)
 }
 
 async fn rotate(settings: &Settings, args: &RotateArgs, output: Output) -> VaultResult<Done> {

@@ -50,6 +50,7 @@ impl Place {
             .env("STRONGROOM_TARGET", self.target.clone().unwrap_or_else(in_folder))
             .env("STRONGROOM_KEY_FILE", self.path("key"))
             .env("STRONGROOM_CACHE_DIR", self.path("cache"))
+            .env("STRONGROOM_STATE_DIR", self.path("state"))
             .env("STRONGROOM_HOST", "test-host")
             .envs(self.environment.clone())
             .stdin(Stdio::null())

@@ -22,6 +22,18 @@ pub enum VaultError {
         "the catalog was rebuilt from epoch {0} on while this went on; nothing more was changed. Run it again"
     )]
     Fenced(strongroom_format::ids::Epoch),
+    /// The catalog is older than one that was seen before.
+    #[error(
+        "root: the catalog is at epoch {now}, and this host has seen epoch {seen}: it was put back to an older state, or replaced. \
+         Nothing was changed. Find out why: newer copies may be under roots/ or in the bucket's versions. If it was restored \
+         deliberately, say `strongroom target accept-rollback` on each host"
+    )]
+    RolledBack {
+        /// The newest epoch seen.
+        seen: strongroom_format::ids::Epoch,
+        /// The epoch that is there.
+        now: strongroom_format::ids::Epoch,
+    },
     /// The catalog refused new names; start again.
     #[error("refused by the catalog: {0}")]
     Refused(#[from] Refusal),

@@ -21,6 +21,7 @@ use tracing::info;
 
 use crate::error::{VaultError, VaultResult};
 use crate::target::Target;
+use crate::witness::{self, Sighting};
 
 /// So often a swap is tried before it is given up: at the longest wait this is many minutes of losing.
 const MAX_SWAP_TRIES: u32 = 200;
@@ -63,6 +64,11 @@ impl Head {
         changed.successor(*blake3::hash(&self.bytes).as_bytes(), target.context.clock.now())
     }
 
+    /// What a witness remembers of it.
+    fn sighting(&self) -> Sighting {
+        sighting(&self.root, &self.bytes)
+    }
+
     /// The sealed bytes.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes
@@ -73,8 +79,35 @@ impl Target {
     /// Reads the root.
     ///
     /// # Errors
-    /// `Damaged`, saying how to rebuild it, where it is missing; `Format` where it does not open.
+    /// `Damaged`, saying how to rebuild it, where it is missing; `Format` where it does not open; `RolledBack` where it is
+    /// older than one that was seen.
     pub async fn head(&self) -> VaultResult<Head> {
+        let Some(witness) = &self.witness else { return self.read_head().await };
+        // Before the root is read: another process may see a newer one meanwhile.
+        let seen = witness.newest(self.id())?;
+        let head = self.read_head().await?;
+        let now = head.sighting();
+        witness::compare(seen.as_ref(), &now)?;
+        witness.note(self.id(), &now)?;
+        Ok(head)
+    }
+
+    /// Accepts the root that is there, though a newer one was seen.
+    ///
+    /// Answers the epoch that had been seen, if any, and the one that is there.
+    ///
+    /// # Errors
+    /// As [`Target::head`], and `Io`.
+    pub async fn accept_root(&self) -> VaultResult<(Option<Epoch>, Epoch)> {
+        let head = self.read_head().await?;
+        let now = head.sighting();
+        let Some(witness) = &self.witness else { return Ok((None, now.epoch)) };
+        let seen = witness.newest(self.id())?;
+        witness.accept(self.id(), &now)?;
+        Ok((seen.map(|seen| seen.epoch), now.epoch))
+    }
+
+    async fn read_head(&self) -> VaultResult<Head> {
         let object = self.context.store.get(&ObjectKey::Root, MAX_ROOT_BYTES).await.map_err(|error| {
             if error.kind == StoreErrorKind::NotFound {
                 return VaultError::Damaged(
@@ -258,8 +291,13 @@ impl<'a> Swapping<'a> {
         }
         let mut rng = target.context.entropy.fork();
         let sealed = Bytes::from(target.sealer.seal(&ObjectKey::Root, next, &mut rng));
-        match target.context.store.put_if_match(&ObjectKey::Root, sealed, &head.etag).await {
-            Ok(_) => Ok(true),
+        match target.context.store.put_if_match(&ObjectKey::Root, sealed.clone(), &head.etag).await {
+            Ok(_) => {
+                if let Some(witness) = &target.witness {
+                    witness.note(target.id(), &sighting(next, &sealed))?;
+                }
+                Ok(true)
+            }
             Err(error) if error.kind == StoreErrorKind::Conflict => {
                 self.lost += 1;
                 Ok(false)
@@ -267,6 +305,10 @@ impl<'a> Swapping<'a> {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+fn sighting(root: &Root, sealed: &[u8]) -> Sighting {
+    Sighting { epoch: root.epoch, incarnation: root.incarnation, hash: *blake3::hash(sealed).as_bytes() }
 }
 
 /// Says whether a root lists the batch of a node: an earlier try of the same swap landed.

@@ -22,6 +22,7 @@ pub mod remove;
 pub mod restore;
 pub mod target;
 pub mod verify;
+pub mod witness;
 
 pub use context::{Clock, Context, Entropy};
 pub use error::{VaultError, VaultResult};

@@ -58,7 +58,10 @@ pub struct RebuildReport {
 pub async fn rebuild(target: &Target) -> VaultResult<RebuildReport> {
     let known = match target.head().await {
         Ok(head) => Some(head.root),
-        Err(error @ VaultError::Store(_)) => return Err(error),
+        // A root that was put back is no lost root: it must not be made anew from what has been removed since.
+        Err(error @ (VaultError::Store(_) | VaultError::RolledBack { .. } | VaultError::Io { .. })) => {
+            return Err(error);
+        }
         Err(error) => {
             warn!(%error, "the root is made anew from the manifests");
             None

@@ -3,6 +3,7 @@
 //! Invariant: a target is initialised once; no call here replaces secrets of one that exists, only how they are wrapped.
 
 use std::fmt;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -20,6 +21,7 @@ use tracing::warn;
 
 use crate::context::Context;
 use crate::error::{VaultError, VaultResult};
+use crate::witness::Witness;
 
 /// The default chunker; `docs/decisions.md` tells what was measured.
 pub const DEFAULT_CHUNKER: ChunkerParams = ChunkerParams::FastCdc { average_bytes: 32 << 10 };
@@ -85,6 +87,7 @@ pub struct Target {
     keyring_etag: ETag,
     ingest: Option<IngestSecrets>,
     restore: Option<RestoreSecrets>,
+    pub(crate) witness: Option<Arc<dyn Witness>>,
 }
 
 /// Initialises a target: probes the store, draws the secrets, writes keyring and first root.
@@ -144,6 +147,7 @@ pub async fn init(context: Context, kek: &dyn KekProvider, options: InitOptions)
         keyring_etag,
         ingest: Some(secrets.ingest),
         restore: Some(secrets.restore),
+        witness: None,
     })
 }
 
@@ -174,7 +178,16 @@ pub async fn open(context: Context, kek: &dyn KekProvider) -> VaultResult<Target
     })?;
     let sealer = Sealer::new(id, &catalog);
     let settings = keyring.settings(&sealer)?;
-    Ok(Target { context, sealer, settings, keyring, keyring_etag: object.etag, ingest, restore })
+    Ok(Target {
+        context,
+        sealer,
+        settings,
+        keyring,
+        keyring_etag: object.etag,
+        ingest,
+        restore,
+        witness: None,
+    })
 }
 
 fn no_target(error: strongroom_store::StoreError) -> VaultError {
@@ -197,6 +210,12 @@ impl Target {
     #[must_use]
     pub fn with_context(&self, context: Context) -> Self {
         Self { context, ..self.clone() }
+    }
+
+    /// The same target, whose root is refused if it is older than one that the witness has seen.
+    #[must_use]
+    pub fn witnessed_by(self, witness: Arc<dyn Witness>) -> Self {
+        Self { witness: Some(witness), ..self }
     }
 
     /// The wraps of the keyring.

@@ -139,6 +139,7 @@ impl Program {
             .env("STRONGROOM_TARGET", &self.target)
             .env("STRONGROOM_KEY_FILE", self.folder.join("key"))
             .env("STRONGROOM_CACHE_DIR", self.folder.join("caches").join(host))
+            .env("STRONGROOM_STATE_DIR", self.folder.join("states").join(host))
             .env("STRONGROOM_HOST", host)
             .env("STRONGROOM_CONFIG", self.folder.join("config.toml"));
         if let Some(url) = &self.endpoint_url {
