@@ -39,24 +39,29 @@ class Answer:
 class ProcessExecutor(RuntimeExecutor):
     """One environment: one event at a time."""
 
-    def start(self, env_vars):
+    def __init__(self, id, function_version):
+        super().__init__(id, function_version)
         # Guards everything below; notified whenever any of it changes.
         self.changed = threading.Condition()
         self.event, self.answer, self.asked, self.closed = None, None, False, False
         self.log_lines = []
+        self.process = None
+        # LocalStack asks for the address before it starts the environment.
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(self))
         self.server.daemon_threads = True
+        self.address = f"127.0.0.1:{self.server.server_address[1]}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def start(self, env_vars):
         self.folder = str(self.function_version.config.code.get_unzipped_code_location())
         given = {
             "PATH": os.environ["PATH"],
             **env_vars,
             "LAMBDA_TASK_ROOT": self.folder,
-            "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{self.server.server_address[1]}",
+            "AWS_LAMBDA_RUNTIME_API": self.address,
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{config.GATEWAY_LISTEN[0].port}",
         }
         self.environment = {name: str(value) for name, value in given.items() if value is not None}
-        self.process = None
         self._run()
 
     def _run(self):
@@ -158,6 +163,7 @@ class ProcessExecutor(RuntimeExecutor):
             self.changed.notify_all()
         self._kill()
         self.server.shutdown()
+        self.server.server_close()
 
     def get_logs(self):
         with self.changed:
@@ -170,7 +176,7 @@ class ProcessExecutor(RuntimeExecutor):
         return "127.0.0.1"
 
     def get_runtime_endpoint(self):
-        return f"http://{self.environment['AWS_LAMBDA_RUNTIME_API']}"
+        return f"http://{self.address}"
 
     @classmethod
     def prepare_version(cls, function_version):
