@@ -1,9 +1,11 @@
 //! The command line.
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use strongroom_catalog::retention::Rate;
 use strongroom_format::chunker::ChunkerParams;
 
 /// Encrypted, deduplicated backup of block volumes to S3 or a folder, without a server.
@@ -326,6 +328,10 @@ pub struct RetentionArgs {
     /// Keeps all that are younger, such as 48h or 30d
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub keep_within: Option<DurationMs>,
+    /// Removes no more than N backups of a volume in each DURATION, such as 2/1d, whatever the rules above say: who floods a
+    /// volume with new backups can't push out the old ones faster
+    #[arg(long, value_name = "N/DURATION", value_parser = parse_rate)]
+    pub max_rate: Option<Rate>,
     /// Only this volume
     #[arg(long, value_name = "NAME")]
     pub volume: Option<String>,
@@ -553,6 +559,18 @@ pub fn parse_duration(text: &str) -> Result<DurationMs, String> {
         reason = "checked to be in range just above"
     )]
     Ok(DurationMs(millis as u64))
+}
+
+/// A rate such as `2/1d`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_rate(text: &str) -> Result<Rate, String> {
+    let bad = || format!("'{text}' is no rate; say 2/1d for two backups a day");
+    let (removals, period) = text.split_once('/').ok_or_else(bad)?;
+    let removals = removals.parse().map_err(|_| bad())?;
+    let period_ms = NonZeroU64::new(parse_duration(period)?.0).ok_or_else(bad)?;
+    Ok(Rate { removals, period_ms })
 }
 
 fn parse_range(text: &str) -> Result<Range<u64>, String> {

@@ -109,11 +109,22 @@ fn tell(run: RunId, report: &CollectReport) {
 }
 
 fn missing_note(report: &CollectReport) -> String {
+    let refused = report.refusal.as_ref().map(|refusal| {
+        format!(
+            "the store refuses to delete {} objects ({refusal}): they are left for the next run",
+            report.refused_objects
+        )
+    });
+    let missing = missing(report);
+    refused.into_iter().chain(missing).collect::<Vec<_>>().join("; ")
+}
+
+fn missing(report: &CollectReport) -> Option<String> {
     match (report.missing.len(), report.unreadable.len()) {
-        (0, 0) => String::new(),
-        (missing, unreadable) => format!(
+        (0, 0) => None,
+        (missing, unreadable) => Some(format!(
             "{missing} objects that backups need are missing and {unreadable} packs can't be read: run \
              `strongroom verify` and `strongroom index rebuild`"
-        ),
+        )),
     }
 }

@@ -59,6 +59,7 @@ pub async fn retention(
             keep_monthly: args.keep_monthly,
             keep_yearly: args.keep_yearly,
             keep_within_ms: args.keep_within.map(|within| within.0),
+            max_rate: args.max_rate,
         },
         volume: args.volume.clone(),
         zone,
@@ -71,7 +72,8 @@ pub async fn retention(
     };
     let (done, planned) = if dry_run { ("goes", "keeps") } else { ("gone", "kept") };
     for decision in &plan.decisions {
-        let reasons = decision.reasons.join(", ");
+        let reasons =
+            if decision.waits { "waits for the rate".to_owned() } else { decision.reasons.join(", ") };
         let verdict = if decision.keeps() { planned } else { done };
         output.result(
             &format!(
@@ -83,16 +85,21 @@ pub async fn retention(
             &json!({
                 "event": "retention", "id": decision.backup, "volume": decision.volume,
                 "created": time(decision.created), "keep": decision.keeps(), "reasons": decision.reasons,
+                "waits": decision.waits,
                 "dry_run": dry_run,
             }),
         );
     }
     let removals = plan.removals().len();
+    let waiting = plan.decisions.iter().filter(|decision| decision.waits).count();
     output.say(&format!(
         "{} kept, {removals} {}",
         plan.decisions.len() - removals,
         if dry_run { "would go" } else { "moved to the trash" }
     ));
+    if waiting > 0 {
+        output.say(&format!("{waiting} of those kept are to go as soon as --max-rate allows"));
+    }
     if dry_run && plan.exceeds_cap() {
         output.say(&format!("a run may remove {} at once; say --max-removals to allow more", plan.cap));
     }
@@ -116,6 +123,12 @@ pub async fn gc(target: &Target, args: &GcArgs, plan_only: bool, output: Output)
         collect::run(target, &options).await?
     };
     tell_collection(&report, plan_only, output);
+    if let Some(refusal) = &report.refusal {
+        output.say(&format!(
+            "objects are left because the store refuses to delete them ({refusal}): that is right while they are under Object \
+             Lock; otherwise allow it"
+        ));
+    }
     Ok(if report.missing.is_empty() && report.unreadable.is_empty() { Done::Well } else { Done::DamageFound })
 }
 
@@ -131,6 +144,7 @@ fn tell_collection(report: &CollectReport, plan_only: bool, output: Output) {
     let text = [
         format!("{:>8} backups               {would}removed from the trash for good", report.purged.len()),
         line(report.deleted_objects, report.deleted_bytes, &format!("{would}deleted")),
+        line(report.refused_objects, report.refused_bytes, "refused by the store, tried again by the next run"),
         line(
             report.condemned_objects,
             report.condemned_bytes,
@@ -170,6 +184,8 @@ fn tell_collection(report: &CollectReport, plan_only: bool, output: Output) {
         &json!({
             "event": "gc", "plan": plan_only, "purged_backups": report.purged,
             "deleted_objects": report.deleted_objects, "deleted_bytes": report.deleted_bytes,
+            "refused_objects": report.refused_objects, "refused_bytes": report.refused_bytes,
+            "refusal": report.refusal,
             "condemned_objects": report.condemned_objects, "condemned_bytes": report.condemned_bytes,
             "waiting_objects": report.waiting_objects, "waiting_bytes": report.waiting_bytes,
             "spared_objects": report.spared_objects, "spared_bytes": report.spared_bytes, "missing": missing,

@@ -6,7 +6,7 @@ use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_vault::{VaultError, VaultResult};
 
-use crate::cli::parse_duration;
+use crate::cli::{parse_duration, parse_rate};
 
 /// A table `[volumes.NAME]` of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -41,6 +41,8 @@ pub struct VolumeConfig {
     keep_yearly: u32,
     #[serde(default)]
     keep_within: Option<String>,
+    #[serde(default)]
+    max_rate: Option<String>,
 }
 
 impl VolumeConfig {
@@ -66,6 +68,7 @@ impl VolumeConfig {
             keep_monthly: self.keep_monthly,
             keep_yearly: self.keep_yearly,
             keep_within_ms: millis(&self.keep_within)?,
+            max_rate: self.max_rate.as_deref().map(parse_rate).transpose().map_err(invalid)?,
         };
         let schedule = match &self.cron {
             Some(cron) => Some(Schedule {

@@ -2,12 +2,17 @@
 //!
 //! Invariant: deciding never removes the newest live backup of a volume, and says a reason for each it keeps. Backups
 //! from the future (a host's clock that runs ahead) count as new: they are kept where any rule would keep a new one.
+//!
+//! A policy may limit how fast it removes ([`Rate`]), so that whoever can make backups, and floods a volume with them, can
+//! push out the old ones only as slowly as that. Of what is to go, the youngest goes first then: a flood pushes out itself.
 
 use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64};
 
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{BackupId, TimestampMs};
 
 use crate::root::{BackupEntry, Root};
@@ -29,6 +34,62 @@ pub struct Policy {
     pub keep_yearly: u32,
     /// All that are younger than this, milliseconds.
     pub keep_within_ms: Option<u64>,
+    /// The fastest that backups of a volume are removed, whatever the rules above say.
+    pub max_rate: Option<Rate>,
+}
+
+/// How fast retention may remove the backups of one volume: so many at once, and over time so many in each period.
+///
+/// Held by the generic cell rate algorithm (ITU-T I.371, annex A), which needs one time stamp a volume
+/// ([`crate::root::Volume::paced_until`]): each removal moves it on by a period's share, and it may be ahead of the clock by
+/// one period at most. In any stretch of time there are at most `removals` × (1 + stretch / period) removals.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// The most backups in a period.
+    pub removals: NonZeroU32,
+    /// Its length, milliseconds.
+    pub period_ms: NonZeroU64,
+}
+
+impl Rate {
+    /// How far ahead of the clock `paced_until` is. A stamp further ahead than a period was made by a clock that ran ahead,
+    /// and must not stop retention for ever.
+    fn ahead(self, paced_until: Option<TimestampMs>, now: TimestampMs) -> u64 {
+        paced_until.map_or(0, |until| until.0.saturating_sub(now.0)).min(self.period_ms.get())
+    }
+
+    /// The period's share of one removal, cut to a whole millisecond.
+    fn share_ms(self) -> u64 {
+        (self.period_ms.get() / u64::from(self.removals.get())).max(1)
+    }
+
+    /// How many may be removed now.
+    fn allows(self, paced_until: Option<TimestampMs>, now: TimestampMs) -> usize {
+        let room = self.period_ms.get() - self.ahead(paced_until, now);
+        let shares = (room / self.share_ms()).min(u64::from(self.removals.get()));
+        usize::try_from(shares).unwrap_or(usize::MAX)
+    }
+
+    /// The stamp after so many removals now.
+    fn paced(self, paced_until: Option<TimestampMs>, now: TimestampMs, removed: usize) -> TimestampMs {
+        let ahead = self.ahead(paced_until, now);
+        TimestampMs(
+            now.0.saturating_add(ahead).saturating_add(self.share_ms().saturating_mul(removed as u64)),
+        )
+    }
+}
+
+impl std::fmt::Display for Rate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let period = std::time::Duration::from_millis(self.period_ms.get());
+        write!(
+            f,
+            "{} in {}",
+            self.removals,
+            jiff::fmt::friendly::SpanPrinter::new().unsigned_duration_to_string(&period)
+        )
+    }
 }
 
 impl Policy {
@@ -53,14 +114,16 @@ pub struct Decision {
     pub backup: BackupId,
     /// When it was begun.
     pub created: TimestampMs,
-    /// Why it is kept; empty when it goes.
+    /// Why it is kept; empty when it goes, now or as soon as the policy's rate allows.
     pub reasons: Vec<String>,
+    /// It is to go, but not yet: the policy's rate is used up.
+    pub waits: bool,
 }
 
 impl Decision {
-    /// Says whether it is kept.
+    /// Says whether it is kept, be it only for now.
     pub const fn keeps(&self) -> bool {
-        !self.reasons.is_empty()
+        self.waits || !self.reasons.is_empty()
     }
 }
 
@@ -69,6 +132,8 @@ impl Decision {
 pub struct RetentionPlan {
     /// One decision for each live backup, by volume, newest first.
     pub decisions: Vec<Decision>,
+    /// Of volumes that lose backups at a limited rate: when that rate has caught up with what goes now.
+    pub paced: BTreeMap<String, TimestampMs>,
     /// The most that a run may remove without being told so.
     pub cap: usize,
 }
@@ -97,19 +162,34 @@ pub fn plan(
     zone: &TimeZone,
 ) -> RetentionPlan {
     let mut decisions = Vec::new();
+    let mut paced = BTreeMap::new();
     for (name, backups) in root.volumes.iter().filter(|(name, _)| volume.is_none_or(|only| only == *name)) {
         let mut live: Vec<&BackupEntry> = backups.backups.iter().filter(|backup| backup.is_live()).collect();
         live.sort_by_key(|backup| std::cmp::Reverse(backup.created));
         let reasons = reasons(&live, policy, now, zone);
-        decisions.extend(live.iter().zip(reasons).map(|(backup, reasons)| Decision {
-            volume: name.clone(),
-            backup: backup.id,
-            created: backup.created,
-            reasons,
+        let allowed = policy.max_rate.map_or(usize::MAX, |rate| rate.allows(backups.paced_until, now));
+        let mut going = 0;
+        decisions.extend(live.iter().zip(reasons).map(|(backup, reasons)| {
+            let waits = reasons.is_empty() && going >= allowed;
+            going += usize::from(reasons.is_empty() && !waits);
+            Decision { volume: name.clone(), backup: backup.id, created: backup.created, reasons, waits }
         }));
+        if let Some(rate) = policy.max_rate.filter(|_| going > 0) {
+            paced.insert(name.clone(), rate.paced(backups.paced_until, now, going));
+        }
     }
     let cap = CAP_FLOOR.max(decisions.len() / 5);
-    RetentionPlan { decisions, cap }
+    RetentionPlan { decisions, paced, cap }
+}
+
+/// Does what a plan says: moves what goes to the trash, and notes how far each volume's rate is used up.
+pub fn apply(root: &mut Root, plan: &RetentionPlan, now: TimestampMs) {
+    root.trash(&plan.removals(), now);
+    for (name, until) in &plan.paced {
+        if let Some(volume) = root.volumes.get_mut(name) {
+            volume.paced_until = Some(*until);
+        }
+    }
 }
 
 /// The reasons to keep each of a volume's live backups, newest first.

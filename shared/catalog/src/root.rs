@@ -59,7 +59,8 @@ impl SealedBody for Root {
 
     fn version(&self) -> u8 {
         let has_moved = self.moved.is_some() || self.dead.iter().any(|batch| batch.rewritten);
-        if has_moved || self.usage.is_some() || self.dead_index.is_some() { 2 } else { 1 }
+        let is_paced = self.volumes.values().any(|volume| volume.paced_until.is_some());
+        if has_moved || is_paced || self.usage.is_some() || self.dead_index.is_some() { 2 } else { 1 }
     }
 }
 
@@ -69,6 +70,9 @@ impl SealedBody for Root {
 pub struct Volume {
     /// In the order of their commits.
     pub backups: Vec<BackupEntry>,
+    /// When retention's limited rate has caught up with what it removed ([`crate::retention::Rate`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paced_until: Option<TimestampMs>,
 }
 
 /// One recovery point.

@@ -15,7 +15,7 @@ use crate::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use crate::find::{FindError, find};
 use crate::invariants::check_step;
 use crate::moved::Moved;
-use crate::retention::{Policy, plan};
+use crate::retention::{Policy, Rate, apply as apply_retention, plan};
 use crate::root::{BackupEntry, Root, Volume};
 use crate::usage::{PackUsage, Usage};
 
@@ -241,7 +241,7 @@ fn volume_with(hours: &[u64]) -> Root {
             trashed: None,
         })
         .collect();
-    root.volumes.insert("v".to_owned(), Volume { backups });
+    root.volumes.insert("v".to_owned(), Volume { backups, ..Volume::default() });
     root
 }
 
@@ -270,7 +270,61 @@ fn policies_keep_what_they_say() {
     assert_eq!(kept(Policy::default()), [29], "the newest is never removed");
 }
 
+#[test]
+fn a_flood_of_backups_pushes_out_old_ones_only_at_the_set_rate_and_itself_first() {
+    let rate = Rate { removals: 2.try_into().unwrap(), period_ms: (24 * HOUR_MS).try_into().unwrap() };
+    let policy = Policy { keep_last: 3, max_rate: Some(rate), ..Policy::default() };
+    // Three good ones, a day apart, then nine within an hour each.
+    let mut root = volume_with(&[0, 24, 48, 72, 73, 74, 75, 76, 77, 78, 79, 80]);
+    let gone_at = |root: &mut Root, hour: u64| {
+        let now = TimestampMs(START_MS + hour * HOUR_MS);
+        let plan = plan(root, &policy, None, now, &TimeZone::UTC);
+        apply_retention(root, &plan, now);
+        plan.removals().iter().map(|backup| backup.as_bytes()[0]).collect::<Vec<_>>()
+    };
+    assert_eq!(gone_at(&mut root, 81), [8, 7], "a period's removals at once");
+    assert_eq!(gone_at(&mut root, 81), [] as [u8; 0], "and not again");
+    assert_eq!(gone_at(&mut root, 92), [] as [u8; 0], "no share of the period has gone by");
+    assert_eq!(gone_at(&mut root, 93), [6]);
+    assert_eq!(gone_at(&mut root, 1000), [5, 4], "what was not used in time is not saved up");
+    assert_eq!(gone_at(&mut root, 1024), [3, 2], "the good ones go last, the youngest first");
+
+    // A clock that ran ahead by years stops retention for a period at most.
+    root.volumes.get_mut("v").unwrap().paced_until = Some(TimestampMs(START_MS + 1_000_000 * HOUR_MS));
+    assert_eq!(gone_at(&mut root, 1048), [] as [u8; 0]);
+    root.volumes.get_mut("v").unwrap().paced_until = None;
+    assert_eq!(gone_at(&mut root, 1048), [1, 0]);
+}
+
 proptest! {
+    #[test]
+    fn retention_never_removes_faster_than_its_rate(
+        removals in 1u32..5,
+        share_hours in 1u64..10,
+        runs in proptest::collection::vec(0u64..30, 1..60),
+    ) {
+        let period = share_hours * u64::from(removals);
+        let rate = Rate { removals: removals.try_into().unwrap(), period_ms: (period * HOUR_MS).try_into().unwrap() };
+        let policy = Policy { keep_last: 1, max_rate: Some(rate), ..Policy::default() };
+        let mut root = volume_with(&(0..200).collect::<Vec<_>>());
+        let mut now = 1000;
+        let mut removed = Vec::new();
+        for pause in runs {
+            now += pause;
+            let at = TimestampMs(START_MS + now * HOUR_MS);
+            let plan = plan(&root, &policy, None, at, &TimeZone::UTC);
+            apply_retention(&mut root, &plan, at);
+            removed.extend(plan.removals().iter().map(|_| now));
+        }
+        // In every stretch: a period's removals at once, and so many in each period of it.
+        for (i, from) in removed.iter().enumerate() {
+            for (j, until) in removed.iter().enumerate().skip(i) {
+                prop_assert!((j - i + 1) as u64 * period <= u64::from(removals) * (period + until - from));
+            }
+        }
+        prop_assert!(!removed.is_empty(), "the first run may always remove");
+    }
+
     #[test]
     fn retention_keeps_at_least_the_newest_and_is_monotone(
         hours in proptest::collection::btree_set(0u64..2000, 1..60),

@@ -1,7 +1,7 @@
 //! A volume of a fleet: what is to be done with it, and how far that is.
 
 use serde::{Deserialize, Serialize};
-use strongroom_catalog::retention::Policy;
+use strongroom_catalog::retention::{Policy, Rate};
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_format::ids::{RunId, TimestampMs};
 
@@ -55,6 +55,9 @@ pub struct RetentionSpec {
     /// All that are younger, milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_within_ms: Option<u64>,
+    /// The fastest that its backups are removed, whatever the rules above say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_rate: Option<Rate>,
 }
 
 impl RetentionSpec {
@@ -68,6 +71,7 @@ impl RetentionSpec {
             keep_monthly: self.keep_monthly,
             keep_yearly: self.keep_yearly,
             keep_within_ms: self.keep_within_ms,
+            max_rate: self.max_rate,
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Handlers: they take the target and what to do, change nothing but the root, and can be run any number of times.
 
 use jiff::tz::TimeZone;
-use strongroom_catalog::retention::{Policy, RetentionPlan, plan};
+use strongroom_catalog::retention::{Policy, RetentionPlan, apply, plan};
 use strongroom_format::ids::BackupId;
 
 use crate::error::{VaultError, VaultResult};
@@ -111,12 +111,12 @@ pub async fn run_retention(target: &Target, request: &RetentionRequest) -> Vault
                 )));
             }
             // After a lost answer the plan has nothing left to remove: what was planned first is what was done.
-            let reported = first_plan.get_or_insert(plan).clone();
+            let reported = first_plan.get_or_insert_with(|| plan.clone()).clone();
             if removals.is_empty() {
                 return Ok(Step::Keep(reported));
             }
             let mut next = head.successor(target);
-            next.trash(&removals, now);
+            apply(&mut next, &plan, now);
             Ok(Step::Replace(Box::new(next), reported))
         })
         .await

@@ -104,7 +104,7 @@ fn root(input: &Input) -> Root {
             stored_bytes: backup.bytes,
             trashed: backup.trashed.map(TimestampMs),
         });
-        volumes.insert(name.clone(), Volume { backups: backups.collect() });
+        volumes.insert(name.clone(), Volume { backups: backups.collect(), ..Volume::default() });
     }
     Root {
         target: TargetId::from_bytes([0; 16]),

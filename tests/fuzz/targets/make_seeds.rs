@@ -130,7 +130,7 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
     let node = NodeKey { base_epoch: Epoch(7), id: NodeId::from_bytes([4; 16]) };
     let mut root = Root::first(WORLD.target, Incarnation::from_bytes([1; 16]), Epoch(9), TimestampMs(6));
     root.previous = Some([8; 32]);
-    root.volumes.insert("db/data".to_owned(), Volume { backups: vec![BackupEntry::of(&manifest)] });
+    root.volumes.insert("db/data".to_owned(), Volume { backups: vec![BackupEntry::of(&manifest)], ..Volume::default() });
     root.indexes.push(IndexRef { id: IndexId::from_bytes([5; 16]), size_bytes: 1000 });
     root.released.push(ObjectName::Manifest(BACKUP));
     root.dead.push(Batch {

@@ -11,7 +11,8 @@ use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::pack::PackDirectory;
-use tracing::info;
+use strongroom_store::{StoreError, StoreErrorKind};
+use tracing::{info, warn};
 
 use super::indexes::{Replacement, read_index, write_indexes};
 use super::state::Known;
@@ -35,25 +36,33 @@ pub(super) async fn doom_ripe(target: &Target, options: &CollectOptions) -> Vaul
         .await
 }
 
-/// Step 9: deletes what is doomed, then forgets it.
-pub(super) async fn delete_doomed(target: &Target, report: &mut CollectReport) -> VaultResult<()> {
+/// Step 9: deletes what is doomed, then forgets it. A batch of which the store refuses to delete something (S3 Object Lock,
+/// a missing permission) stays doomed for the next run; why is the answer.
+pub(super) async fn delete_doomed(
+    target: &Target,
+    report: &mut CollectReport,
+) -> VaultResult<Option<StoreError>> {
     let head = target.head().await?;
     let goes = |batch: &Batch| batch.stage == Stage::Doomed || !rules::holds(Rule::DoomedBeforeDeleted);
     let doomed: Vec<&Batch> = head.root.dead.iter().filter(|batch| goes(batch)).collect();
     if doomed.is_empty() {
-        return Ok(());
+        return Ok(None);
     }
     // Should the root be lost while names are being deleted, its copy still tells which.
     target.keep_copy(head.root.epoch, head.bytes().clone()).await?;
     let names = target.dead_names(&head.root).await?;
     let mut doomed_names = HashSet::new();
     let mut nodes = HashSet::new();
+    let mut refused = None;
     for (batch, names) in head.root.dead.iter().zip(&names).filter(|(batch, _)| goes(batch)) {
         let going: Vec<ObjectName> =
             names.names.iter().filter(|name| batch.pardoned.binary_search(name).is_err()).copied().collect();
-        for slice in going.chunks(DELETE_BATCH) {
-            let keys: Vec<ObjectKey> = slice.iter().map(ObjectName::key).collect();
-            target.context.store.delete(&keys).await?;
+        if let Some(why) = delete_names(target, &going).await? {
+            warn!(objects = going.len(), error = %why, "the store refuses to delete what is doomed");
+            report.refused_objects += going.len() as u64;
+            report.refused_bytes += batch.bytes;
+            refused.get_or_insert(why);
+            continue;
         }
         report.deleted_objects += going.len() as u64;
         report.deleted_bytes += batch.bytes;
@@ -61,7 +70,25 @@ pub(super) async fn delete_doomed(target: &Target, report: &mut CollectReport) -
         nodes.insert(batch.node);
         doomed_names.extend(going);
     }
-    forget_deleted(target, &nodes, &doomed_names).await
+    if !nodes.is_empty() {
+        forget_deleted(target, &nodes, &doomed_names).await?;
+    }
+    Ok(refused)
+}
+
+/// Deletes all that the store lets go, and answers why it refused the rest.
+async fn delete_names(target: &Target, names: &[ObjectName]) -> VaultResult<Option<StoreError>> {
+    let mut refused = None;
+    for slice in names.chunks(DELETE_BATCH) {
+        let keys: Vec<ObjectKey> = slice.iter().map(ObjectName::key).collect();
+        match target.context.store.delete(&keys).await {
+            Err(error) if error.kind == StoreErrorKind::Denied => {
+                refused.get_or_insert(error);
+            }
+            answer => answer?,
+        }
+    }
+    Ok(refused)
 }
 
 /// Step 9, second half: takes the deleted packs out of the index and the count, and the batches out of the root, in

@@ -78,6 +78,12 @@ pub struct CollectReport {
     pub deleted_objects: u64,
     /// Their bytes.
     pub deleted_bytes: u64,
+    /// Objects doomed that the store refused to delete, as while they are under S3 Object Lock; the next run tries again.
+    pub refused_objects: u64,
+    /// Their bytes.
+    pub refused_bytes: u64,
+    /// Why the store refused the first of them.
+    pub refusal: Option<String>,
     /// Objects that wait for the end of their grace.
     pub waiting_objects: u64,
     /// Their bytes.
@@ -144,7 +150,7 @@ pub async fn run(target: &Target, options: &CollectOptions) -> VaultResult<Colle
 async fn collect(target: &Target, options: &CollectOptions, plan_only: bool) -> VaultResult<CollectReport> {
     let mut report = CollectReport::default();
     doom::doom_ripe(target, options).await?;
-    doom::delete_doomed(target, &mut report).await?;
+    report.refusal = doom::delete_doomed(target, &mut report).await?.map(|error| error.to_string());
     purge(target, options, &mut report).await?;
     report.finished = condemn(target, options, &mut report).await?;
     if report.finished && options.rewrite.below_percent > 0 {
