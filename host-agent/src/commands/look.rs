@@ -182,8 +182,7 @@ pub async fn verify(target: &Target, args: &VerifyArgs, output: Output) -> Vault
 }
 
 pub async fn stats(target: &Target, output: Output) -> VaultResult<Done> {
-    let head = target.head().await?;
-    let stats = add_up(target, &head.root).await?;
+    let (_, stats) = target.read_by_root(async |root| add_up(target, root).await).await?;
     let volume_json = |volume: &VolumeStats| {
         json!({
             "backups": volume.backups, "logical_bytes": volume.logical_bytes, "unique_bytes": volume.unique_bytes,

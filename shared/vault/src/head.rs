@@ -33,7 +33,7 @@ const MIN_WAIT: Duration = Duration::from_millis(10);
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// So often a root that was overtaken is read anew before that is given up: each time, a whole collection came between.
-const MAX_OVERTAKEN: u32 = 20;
+pub(crate) const MAX_OVERTAKEN: u32 = 20;
 
 /// A root as read: with what it takes to replace it.
 #[derive(Debug, Clone)]
@@ -145,7 +145,7 @@ impl Target {
     }
 
     /// The root that replaced `head`; `missing` if none has.
-    async fn newer_than(&self, head: &Head, missing: VaultError) -> VaultResult<Head> {
+    pub(crate) async fn newer_than(&self, head: &Head, missing: VaultError) -> VaultResult<Head> {
         let newer = self.head().await?;
         if newer.etag == head.etag {
             return Err(missing);

@@ -20,12 +20,12 @@ use strongroom_format::manifest::Manifest;
 use strongroom_format::pack::{DIRECTORY_GUESS_BYTES, PackDirectory, directory_tail_len, open_directory};
 use strongroom_format::segment::{Extent, Segment};
 use strongroom_store::StoreErrorKind;
-use tracing::warn;
+use tracing::{info, warn};
 
 use crate::collect::write_indexes;
 use crate::dedup::{DedupIndex, DedupLimits, Location};
 use crate::error::{VaultError, VaultResult};
-use crate::head::Step;
+use crate::head::{MAX_OVERTAKEN, Step};
 use crate::mark::Marker;
 use crate::target::Target;
 
@@ -56,6 +56,18 @@ pub struct RebuildReport {
 /// # Errors
 /// `Store`; `Invalid` if others changed the catalog meanwhile.
 pub async fn rebuild(target: &Target) -> VaultResult<RebuildReport> {
+    for _ in 0..MAX_OVERTAKEN {
+        match rebuild_once(target).await {
+            Err(VaultError::Refused(refusal)) => {
+                info!(%refusal, "the catalog moved on meanwhile; the index is made anew from its newer root");
+            }
+            done => return done,
+        }
+    }
+    rebuild_once(target).await
+}
+
+async fn rebuild_once(target: &Target) -> VaultResult<RebuildReport> {
     let known = match target.head().await {
         Ok(head) => Some(head.root),
         // A root that was put back is no lost root: it must not be made anew from what has been removed since.

@@ -26,6 +26,7 @@ pub(crate) use indexes::write_indexes;
 
 use crate::context::Context;
 use crate::error::{VaultError, VaultResult};
+use crate::head::MAX_OVERTAKEN;
 use crate::head::Step;
 use crate::target::Target;
 use account::Counted;
@@ -147,21 +148,41 @@ pub async fn run(target: &Target, options: &CollectOptions) -> VaultResult<Colle
     collect(target, options, false).await
 }
 
+/// Goes through all steps. Where an object is gone that the root in hand named, another collector may have brought the catalog
+/// on: the steps are gone through again, each of which finds what is left for it to do.
 async fn collect(target: &Target, options: &CollectOptions, plan_only: bool) -> VaultResult<CollectReport> {
     let mut report = CollectReport::default();
+    for _ in 0..MAX_OVERTAKEN {
+        let head = target.head().await?;
+        match steps(target, options, plan_only, &mut report).await {
+            Err(error) if error.is_not_found() => target.newer_than(&head, error).await?,
+            done => return done.map(|()| report),
+        };
+    }
+    steps(target, options, plan_only, &mut report).await?;
+    Ok(report)
+}
+
+async fn steps(
+    target: &Target,
+    options: &CollectOptions,
+    plan_only: bool,
+    report: &mut CollectReport,
+) -> VaultResult<()> {
     doom::doom_ripe(target, options).await?;
-    report.refusal = doom::delete_doomed(target, &mut report).await?.map(|error| error.to_string());
-    purge(target, options, &mut report).await?;
-    report.finished = condemn(target, options, &mut report).await?;
+    (report.refused_objects, report.refused_bytes) = (0, 0);
+    report.refusal = doom::delete_doomed(target, report).await?.map(|error| error.to_string());
+    purge(target, options, report).await?;
+    report.finished = condemn(target, options, report).await?;
     if report.finished && options.rewrite.below_percent > 0 {
-        report.finished = rewrite_packs(target, options, &mut report, plan_only).await?;
+        report.finished = rewrite_packs(target, options, report, plan_only).await?;
     }
     if !plan_only {
         indexes::merge(target).await?;
         tidy::tidy(target, options).await?;
     }
     report.count_waiting(&target.head().await?.root);
-    Ok(report)
+    Ok(())
 }
 
 fn is_over(target: &Target, options: &CollectOptions) -> bool {
