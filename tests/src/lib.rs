@@ -105,7 +105,12 @@ impl World {
     /// Those of [`backup`].
     pub async fn back_up_source(&self, volume: &str, source: Source) -> VaultResult<BackupReport> {
         self.pass(1000);
-        let options = BackupOptions {
+        backup(&self.target, source, &self.options(volume), &Arc::new(Progress::default())).await
+    }
+
+    /// How backups are made here.
+    pub fn options(&self, volume: &str) -> BackupOptions {
+        BackupOptions {
             volume: volume.to_owned(),
             host: "test-host".to_owned(),
             chunker: None,
@@ -114,8 +119,7 @@ impl World {
             workers: 2,
             uploads: 2,
             ignore_parent: false,
-        };
-        backup(&self.target, source, &options, &Arc::new(Progress::default())).await
+        }
     }
 
     /// Restores a backup into memory.

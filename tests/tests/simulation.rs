@@ -5,12 +5,13 @@
 use strongroom_tests::simulate::run;
 
 /// Seeds that found something, with what. They go with the generator of the time: another one makes other runs of them.
-const REGRESSIONS: [(u64, &str); 6] = [
+const REGRESSIONS: [(u64, &str); 7] = [
     (570, "records of a session that was cleared in part were trusted"),
     (1012, "a restore that registered too late stopped every collection"),
     (5440, "the same"),
     (710, "a rebuilt index that was taken for an orphan was not pardoned"),
     (871, "a pack lost its group while its frames were counted"),
+    (952, "a lost index object stayed listed, and a host that had it in its cache trusted it"),
     (1033, "a pack that was taken back was rewritten again"),
 ];
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
 
+use std::io::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,7 +16,7 @@ use strongroom_store::{
     Retry, RetryPolicy, StoreErrorKind, StoreResult,
 };
 use strongroom_tests::{World, noise, overwrite};
-use strongroom_vault::backup::Source;
+use strongroom_vault::backup::{BackupOptions, Source, backup};
 use strongroom_vault::collect::{CollectOptions, plan, run};
 use strongroom_vault::rebuild::rebuild;
 use strongroom_vault::remove::{RetentionRequest, delete, plan_retention, run_retention, undelete};
@@ -311,6 +312,37 @@ async fn a_rebuild_with_the_root_there_keeps_it_and_makes_the_index_anew() {
     assert_eq!(problems(&world).await, Vec::<String>::new());
     assert!(world.restore(backup).await.unwrap() == volume);
     assert_eq!(world.back_up("w", &volume).await.unwrap().stats.new_chunks, 0);
+}
+
+/// An index object that is lost is still in the cache of a host that fetched it earlier, and still in the root. What
+/// it lists must not be taken for stored once its packs are deleted and forgotten.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_index_object_that_was_lost_brings_no_deleted_pack_back() {
+    let cache = tempfile::tempdir().unwrap();
+    let store = MemoryStore::new();
+    let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 17).await.unwrap();
+    let volume = noise(4 << 20, 9);
+    let from_cache = async |name: &str| {
+        world.pass(1000);
+        let options = BackupOptions { cache_dir: Some(cache.path().to_owned()), ..world.options(name) };
+        let source = Source::stream("test", Box::new(Cursor::new(volume.clone())));
+        backup(&world.target, source, &options, &Arc::new(Progress::default())).await.unwrap()
+    };
+    let first = from_cache("v").await.backup;
+    // Fetches the index object of the first into the cache.
+    let second = from_cache("w").await;
+    assert_eq!(second.stats.new_chunks, 0);
+    let index: Vec<ObjectKey> =
+        world.target.list(KeyPrefix::Index).await.unwrap().iter().map(|(key, _)| *key).collect();
+    store.delete(&index).await.unwrap();
+    delete(&world.target, &[first, second.backup]).await.unwrap();
+    for _ in 0..4 {
+        world.collect().await.unwrap();
+    }
+    assert!(world.target.list(KeyPrefix::Packs).await.unwrap().is_empty());
+    let again = from_cache("x").await.backup;
+    assert!(world.restore(again).await.unwrap() == volume);
+    assert_eq!(problems(&world).await, Vec::<String>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -56,6 +56,8 @@ rules! {
     DoomedBeforeDeleted,
     /// Index objects are rewritten without the deleted packs before these are forgotten.
     IndexCleanedBeforeForgetting,
+    /// Index objects that are missing leave the root with the next packs that are forgotten.
+    MissingIndexesUnlisted,
     /// What merged index objects name is checked like what a commit names.
     MergedNamesChecked,
     /// A catalog node is deleted only once the root has moved past the epoch it was written for.

@@ -261,6 +261,18 @@ impl Usage {
         positions.into_iter().filter_map(|at| *self.indexes.get(at as usize)?).collect()
     }
 
+    /// The index objects that were read and describe no pack: those that were missing when they were read, above all.
+    pub fn blank_indexes(&self) -> BTreeSet<IndexId> {
+        let of_packs = self.packs.values().filter_map(|usage| usage.index);
+        let describing: BTreeSet<u32> =
+            of_packs.chain(self.also_in.iter().map(|(_, index)| *index)).collect();
+        (0u32..)
+            .zip(&self.indexes)
+            .filter(|(at, _)| !describing.contains(at))
+            .filter_map(|(_, id)| *id)
+            .collect()
+    }
+
     /// Forgets a pack.
     pub fn forget_pack(&mut self, pack: &PackId) {
         self.packs.remove(pack);

@@ -13,7 +13,7 @@ pub enum Choice {
     First,
     /// The pack with the highest number.
     Last,
-    /// None: its index has lost the entries.
+    /// None: the index object is lost, and not in its cache.
     None,
 }
 
@@ -148,7 +148,7 @@ impl Protocol {
             actions.extend(self.repackable(state).subsets().map(Action::CopyForRepack));
         }
         if config.hints_lost {
-            actions.extend(state.root.indexed.iter().map(Action::LoseEntry));
+            actions.extend(state.root.indexed.minus(state.unread).iter().map(Action::LoseEntry));
         }
         if config.reindex {
             actions.push(if state.reindex.is_none() { Action::ReadForIndex } else { Action::SwapIndex });
@@ -190,7 +190,7 @@ impl Protocol {
             Action::CopyForRepack(sources) => self.copy_for_repack(state, sources),
             Action::SwapRepack(worker) => self.swap_repack(state, worker),
             Action::LoseEntry(pack) => {
-                state.root.indexed.remove(Set::of(pack));
+                state.unread.add(Set::of(pack));
                 Some(())
             }
             Action::ReadForIndex => self.read_for_index(state),
@@ -257,7 +257,7 @@ impl fmt::Display for Action {
                 write!(f, "a repacker copies the live chunks of {}", in_words(*sources))
             }
             Self::SwapRepack(worker) => write!(f, "repacker {worker} swaps"),
-            Self::LoseEntry(pack) => write!(f, "the index loses {}", Name(*pack)),
+            Self::LoseEntry(pack) => write!(f, "the index object that lists {} is lost", Name(*pack)),
             Self::ReadForIndex => write!(f, "an index rebuild lists packs"),
             Self::SwapIndex => write!(f, "the index rebuild swaps"),
             Self::Register(backup) => write!(f, "a restore of backup {backup} registers"),

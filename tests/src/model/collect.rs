@@ -160,6 +160,13 @@ impl Protocol {
             _ => batch.epoch,
         };
         let kept = self.lacks(Change::ForgetKeepsEntry);
+        // A lost index object may list anything: it goes with the next packs that are forgotten.
+        let unread = state.unread;
+        let dying = batch.dying();
+        let unlisted = if self.lacks(Change::LostIndexKept) { dying.minus(unread) } else { dying.or(unread) };
+        if !listed {
+            state.unread.remove(unlisted);
+        }
         self.swap(state, |next| {
             if !kept {
                 // The batch that says which rewritten packs were taken back goes now.
@@ -168,7 +175,7 @@ impl Protocol {
             next.drop_batch(position);
             next.oldest = next.oldest.max(raised);
             if !listed {
-                next.indexed.remove(batch.dying());
+                next.indexed.remove(unlisted);
             }
             for pack in batch.dying().iter().filter(|&name| ends && usize::from(name) < PACKS) {
                 next.moved[usize::from(pack)] = None;
@@ -200,9 +207,10 @@ impl Protocol {
             self.note(Event::ReindexRefused);
             return Some(());
         }
-        if !packs.within(state.root.indexed) {
+        if !packs.within(state.root.indexed.minus(state.unread)) {
             self.note(Event::Reindexed);
             let late = packs.and(state.root.at(Stage::Doomed));
+            state.unread.remove(packs);
             self.swap(state, |next| {
                 next.indexed.add(packs);
                 next.indexed_late.add(late);

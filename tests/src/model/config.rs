@@ -56,7 +56,7 @@ pub struct Config {
     pub inboxes: bool,
     /// Whether an upload may be done a second time, later.
     pub late_uploads: bool,
-    /// Whether index entries get lost.
+    /// Whether index objects get lost, and hosts do or do not have them in a cache.
     pub hints_lost: bool,
     /// Whether the index is rebuilt under the root.
     pub reindex: bool,
@@ -128,6 +128,7 @@ impl Config {
             deletes: Set::EMPTY,
             held: Set::EMPTY,
             deleted: Set::EMPTY,
+            unread: Set::EMPTY,
             late_uploads: Set::EMPTY,
             content: [Set::EMPTY; PACKS],
             sessions: [Session::IDLE; SESSIONS],

@@ -45,6 +45,7 @@ mutants! {
     NoRemovedCheck "removed" "two collectors" PurgedStayAway "a late repetition of a commit is not compared with what was removed";
     ReleasedEarly "released-early" "restore" PurgedStayAway "a condemnation takes what a restore holds back out of what was removed";
     IndexUnlisted "forget-index" "commit" ChunksResolve "names are forgotten while the index still has them";
+    LostIndexKept "lost-index" "index" ChunksResolve "names are forgotten while an index object that is lost, and in a cache, still has them";
     BlindSwap "swap" "two committers" ReportedStay "the root is written without comparing";
     ReindexUnchecked "index-unchecked" "index" ChunksResolve "a rebuilt index comes in without a check of its packs";
     NameReused "names" "names" ChunksResolve "a backup that is begun anew uses its pack's name again";

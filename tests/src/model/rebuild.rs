@@ -83,6 +83,7 @@ impl Protocol {
         state.root = root;
         state.copy = root;
         state.lost = false;
+        state.unread = Set::EMPTY;
         Some(())
     }
 }

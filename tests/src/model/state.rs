@@ -204,6 +204,8 @@ pub struct State {
     pub held: Set,
     /// Names of dead batches whose deletion has been answered.
     pub deleted: Set,
+    /// Packs whose index object is lost, and still listed: who has it in a cache finds them, collectors do not.
+    pub unread: Set,
     /// Packs of which a second try of the upload is still under way.
     pub late_uploads: Set,
     /// The chunks in each pack.

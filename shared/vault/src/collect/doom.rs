@@ -154,7 +154,8 @@ async fn forget_deleted(
         .await
 }
 
-/// The index objects that describe doomed packs, and the directories in them that stay.
+/// The index objects that describe doomed packs, and the directories in them that stay. One that is missing counts among
+/// them: a host that has it in its cache would go on to take what it lists for stored.
 async fn outdated_indexes(
     target: &Target,
     known: &Known,
@@ -165,10 +166,13 @@ async fn outdated_indexes(
         return Ok((outdated, kept));
     }
     let listed: BTreeSet<IndexId> = known.head.root.indexes.iter().map(|index| index.id).collect();
-    let described = known.usage.indexes_of(doomed);
+    let mut candidates = known.usage.indexes_of(doomed);
+    if rules::holds(Rule::MissingIndexesUnlisted) {
+        candidates.extend(known.usage.blank_indexes());
+    }
+    candidates.retain(|id| listed.contains(id));
     // Those that the count has not read may describe anything.
-    let candidates =
-        described.into_iter().filter(|id| listed.contains(id)).chain(known.usage.unread_indexes(&listed));
+    candidates.extend(known.usage.unread_indexes(&listed));
     for index in candidates {
         let Some(directories) = read_index(target, index).await? else {
             outdated.push(index);
