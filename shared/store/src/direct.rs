@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn files_of_any_length_are_filled() {
         for len in [0, 1, 4096, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 4095, 3 * PIECE_BYTES + 4097] {
-            let content: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let content: Vec<u8> = (0..len).map(|at| at.to_le_bytes()[0]).collect();
             for direct in [true, false] {
                 let file = tempfile::NamedTempFile::new().unwrap();
                 let path = if direct { file.path() } else { Path::new("/nowhere") };
