@@ -7,7 +7,7 @@
 //! written in part without an error.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -56,7 +56,7 @@ impl DirectFile {
         };
         match written {
             // A stricter alignment than ours, or a filesystem that opens files for direct writes and refuses them.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidInput | ErrorKind::Unsupported) => {
                 debug!(%error, "written through the page cache from here on");
                 self.works.store(false, Ordering::Relaxed);
                 Ok(false)
