@@ -157,6 +157,13 @@ resource "aws_iam_role_policy" "function" {
           Resource = [for queue in concat(local.functions_access[each.key].send, ["${each.value.queue}-dead"]) : "${local.queue_arn}-${queue}"]
         },
         {
+          # host-* takes them in; they are for their hosts to fill.
+          Sid      = "NoDeadLettersOfHosts"
+          Effect   = "Deny"
+          Action   = ["sqs:SendMessage", "sqs:GetQueueUrl"]
+          Resource = "${local.queue_arn}-host-*-dead"
+        },
+        {
           Sid      = "Log"
           Effect   = "Allow"
           Action   = ["logs:CreateLogStream", "logs:PutLogEvents"]
