@@ -24,8 +24,7 @@ locals {
     Resource  = "*"
     Condition = { ArnEquals = { "aws:PrincipalArn" = var.operators } }
   }
-  host_role_arns          = [for host in keys(var.hosts) : local.role_arns["host-${host}"]]
-  restoring_host_role_arn = [for host in local.restoring_hosts : local.role_arns["host-${host}"]]
+  restoring_host_role_arns = [for host in local.restoring_hosts : local.role_arns["host-${host}"]]
 }
 
 # Wraps the catalog secret (functions, hosts) and the ingest secrets (hosts): with it, no data can be read.
@@ -37,7 +36,7 @@ resource "aws_kms_key" "catalog" {
 
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = concat([
+    Statement = [
       local.key_administration,
       local.key_use_by_operators,
       {
@@ -47,21 +46,22 @@ resource "aws_kms_key" "catalog" {
         Action    = "kms:Decrypt"
         Resource  = "*"
         Condition = {
-          ArnEquals    = { "aws:PrincipalArn" = values(local.role_arns) }
+          ArnLike      = { "aws:PrincipalArn" = concat(local.function_role_arns, [local.any_host_role_arn]) }
           StringEquals = { "kms:EncryptionContext:strongroom-purpose" = "catalog" }
         }
       },
-      ], length(var.hosts) == 0 ? [] : [{
+      {
         Sid       = "Ingest"
         Effect    = "Allow"
         Principal = { AWS = local.root_arn }
         Action    = "kms:Decrypt"
         Resource  = "*"
         Condition = {
-          ArnEquals    = { "aws:PrincipalArn" = local.host_role_arns }
+          ArnLike      = { "aws:PrincipalArn" = local.any_host_role_arn }
           StringEquals = { "kms:EncryptionContext:strongroom-purpose" = "ingest" }
         }
-    }])
+      },
+    ]
   })
 }
 
@@ -84,7 +84,7 @@ resource "aws_kms_key" "restore" {
         Action    = "kms:Decrypt"
         Resource  = "*"
         Condition = {
-          ArnEquals    = { "aws:PrincipalArn" = local.restoring_host_role_arn }
+          ArnEquals    = { "aws:PrincipalArn" = local.restoring_host_role_arns }
           StringEquals = { "kms:EncryptionContext:strongroom-purpose" = "restore" }
         }
     }])

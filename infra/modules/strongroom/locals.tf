@@ -39,4 +39,9 @@ locals {
     { for host in keys(var.hosts) : "host-${host}" => "${var.name}-host-${host}" },
   )
   role_arns = { for key, name in local.role_names : key => "arn:${local.partition}:iam::${local.account}:role/${name}" }
+
+  # Policies of bucket and keys are bounded in size, the number of hosts is not: there, hosts are named by how their roles are
+  # called.
+  function_role_arns = [for name in keys(local.functions) : local.role_arns[name]]
+  any_host_role_arn  = "arn:${local.partition}:iam::${local.account}:role/${var.name}-host-*"
 }

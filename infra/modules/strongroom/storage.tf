@@ -1,4 +1,7 @@
 resource "aws_s3_bucket" "this" {
+  # checkov:skip=CKV2_AWS_62: nothing waits for objects: agents and functions tell each other by queues
+  # checkov:skip=CKV_AWS_144: a second copy is a second target, with keys of its own, that a fleet backs up to; a replica would follow deletions, and a root whose copies arrive in another order is no catalog
+  # checkov:skip=CKV_AWS_145: every object is sealed before it is sent; a KMS key here would be one more that can lose all backups, and one more right for each role
   bucket              = var.bucket_name
   force_destroy       = var.force_destroy
   object_lock_enabled = var.object_lock != null
@@ -41,8 +44,7 @@ resource "aws_s3_bucket_ownership_controls" "this" {
 }
 
 resource "aws_s3_bucket_lifecycle_configuration" "this" {
-  # Rules about versions want versioning to be on.
-  bucket = aws_s3_bucket_versioning.this.id
+  bucket = aws_s3_bucket.this.id
 
   rule {
     id     = "old-versions"
@@ -66,6 +68,9 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
       days_after_initiation = 1
     }
   }
+
+  # Rules about versions want versioning to be on.
+  depends_on = [aws_s3_bucket_versioning.this]
 }
 
 resource "aws_s3_bucket_object_lock_configuration" "this" {
@@ -125,7 +130,7 @@ resource "aws_s3_bucket_policy" "this" {
         Principal = "*"
         Action    = ["s3:DeleteObjectVersion", "s3:PutObjectRetention", "s3:PutObjectLegalHold", "s3:BypassGovernanceRetention", "s3:PutLifecycleConfiguration", "s3:PutBucketVersioning"]
         Resource  = [local.bucket_arn, "${local.bucket_arn}/*"]
-        Condition = { ArnEquals = { "aws:PrincipalArn" = values(local.role_arns) } }
+        Condition = { ArnLike = { "aws:PrincipalArn" = concat(local.function_role_arns, [local.any_host_role_arn]) } }
       },
       {
         Sid       = "OnlyTheCollectorDeletes"
@@ -133,7 +138,7 @@ resource "aws_s3_bucket_policy" "this" {
         Principal = "*"
         Action    = "s3:DeleteObject"
         Resource  = "${local.bucket_arn}/*"
-        Condition = { ArnEquals = { "aws:PrincipalArn" = [for key, arn in local.role_arns : arn if key != "gc"] } }
+        Condition = { ArnLike = { "aws:PrincipalArn" = concat([for arn in local.function_role_arns : arn if arn != local.role_arns["gc"]], [local.any_host_role_arn]) } }
       },
     ]
   })

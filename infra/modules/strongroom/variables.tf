@@ -50,9 +50,9 @@ variable "hosts" {
 
   validation {
     condition = alltrue([
-      for host in keys(var.hosts) : can(regex("^[A-Za-z0-9_-]+$", host)) && length("${var.name}-host-${host}-dead") <= 80 && length("${var.name}-host-${host}") <= 64
+      for host in keys(var.hosts) : can(regex("^[A-Za-z0-9_-]+$", host)) && !endswith(host, "-dead") && length("${var.name}-host-${host}-dead") <= 80 && length("${var.name}-host-${host}") <= 64
     ])
-    error_message = "hosts: names of letters, digits, '-' and '_'; with NAME-host- before them at most 64 characters, which is what IAM takes for a role."
+    error_message = "hosts: names of letters, digits, '-' and '_', not ending in -dead; with NAME-host- before them at most 64 characters, which is what IAM takes for a role."
   }
 
   validation {
@@ -130,7 +130,7 @@ variable "log_level" {
 variable "log_retention_days" {
   description = "How long the functions' logs are kept."
   type        = number
-  default     = 90
+  default     = 365
 
   validation {
     condition     = contains([1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922, 3288, 3653], var.log_retention_days)

@@ -148,7 +148,7 @@ run "functions" {
     error_message = "a mapping asks for more than the function may run at once"
   }
   assert {
-    condition     = alltrue([for name, group in aws_cloudwatch_log_group.this : group.retention_in_days == 90 && group.name == "/aws/lambda/${aws_lambda_function.this[name].function_name}"])
+    condition     = alltrue([for name, group in aws_cloudwatch_log_group.this : group.retention_in_days == 365 && group.name == "/aws/lambda/${aws_lambda_function.this[name].function_name}"])
     error_message = "a log that is kept for ever"
   }
 }
