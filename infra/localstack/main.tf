@@ -46,6 +46,7 @@ module "strongroom" {
   architecture  = "x86_64"
   hosts         = { for host in var.hosts : host => { restore = true, principals = ["arn:aws:iam::000000000000:user/${host}"] } }
   force_destroy = true
+  tag_alarms    = false
 
   # What fails is to be seen soon, and so is what is late.
   reconciler_rate = "rate(1 minute)"
