@@ -44,6 +44,9 @@ pub struct Global {
     /// AWS KMS key that opens the target: id, alias/NAME or ARN
     #[arg(long, global = true, env = "STRONGROOM_KMS_KEY", value_name = "KEY", conflicts_with = "key_file")]
     pub kms_key: Option<String>,
+    /// AWS KMS key of the restore secrets, if it is not that of --kms-key
+    #[arg(long, global = true, env = "STRONGROOM_RESTORE_KMS_KEY", value_name = "KEY")]
+    pub restore_kms_key: Option<String>,
     /// S3 endpoint other than AWS, such as http://127.0.0.1:4566
     #[arg(long, global = true, env = "AWS_ENDPOINT_URL", value_name = "URL")]
     pub endpoint_url: Option<String>,
@@ -201,6 +204,9 @@ pub struct RotateArgs {
     /// The new AWS KMS key
     #[arg(long, value_name = "KEY", conflicts_with_all = ["new_key_file", "new_passphrase_file"])]
     pub new_kms_key: Option<String>,
+    /// The new AWS KMS key of the restore secrets, if it is not to be that of --new-kms-key
+    #[arg(long, value_name = "KEY", requires = "new_kms_key")]
+    pub new_restore_kms_key: Option<String>,
     /// Keeps the old key working as well
     #[arg(long)]
     pub keep_old: bool,

@@ -26,6 +26,7 @@ pub struct ConfigFile {
     key_file: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
     kms_key: Option<String>,
+    restore_kms_key: Option<String>,
     endpoint_url: Option<String>,
     region: Option<String>,
     cache_dir: Option<PathBuf>,
@@ -52,6 +53,7 @@ pub struct NamedTarget {
     key_file: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
     kms_key: Option<String>,
+    restore_kms_key: Option<String>,
     endpoint_url: Option<String>,
     region: Option<String>,
 }
@@ -88,12 +90,20 @@ impl Settings {
         let named =
             global.target.as_ref().or(file.target.as_ref()).and_then(|name| file.targets.get(name)).cloned();
         if let Some(named) = named {
+            fill_key(&mut global, named.keys());
             global.target = Some(named.target);
-            fill_key(&mut global, named.key_file, named.passphrase_file, named.kms_key);
             global.endpoint_url = global.endpoint_url.or(named.endpoint_url);
             global.region = global.region.or(named.region);
         }
-        fill_key(&mut global, file.key_file, file.passphrase_file, file.kms_key);
+        fill_key(
+            &mut global,
+            Keys {
+                key_file: file.key_file,
+                passphrase_file: file.passphrase_file,
+                kms_key: file.kms_key,
+                restore_kms_key: file.restore_kms_key,
+            },
+        );
         global.target = global.target.or(file.target);
         global.endpoint_url = global.endpoint_url.or(file.endpoint_url);
         global.region = global.region.or(file.region);
@@ -112,19 +122,19 @@ impl Settings {
         let global = &mut settings.global;
         match self.targets.get(name).cloned() {
             Some(named) => {
+                let keys = named.keys();
                 global.target = Some(named.target);
-                if named.key_file.is_some() || named.passphrase_file.is_some() || named.kms_key.is_some() {
-                    (global.key_file, global.passphrase_file, global.kms_key) = (None, None, None);
+                if keys.are_named() {
+                    put_key(global, Keys::default());
                 }
-                fill_key(global, named.key_file, named.passphrase_file, named.kms_key);
+                fill_key(global, keys);
                 global.endpoint_url = named.endpoint_url.or(global.endpoint_url.take());
                 global.region = named.region.or(global.region.take());
             }
             None => {
                 global.target = Some(entry.address.clone());
                 if entry.kms_key.is_some() {
-                    (global.key_file, global.passphrase_file) = (None, None);
-                    global.kms_key.clone_from(&entry.kms_key);
+                    put_key(global, Keys { kms_key: entry.kms_key.clone(), ..Keys::default() });
                 }
                 global.region = entry.region.clone().or(global.region.take());
             }
@@ -152,7 +162,7 @@ impl Settings {
             return Ok(Box::new(Passphrase::read(path)?));
         }
         if let Some(key_id) = &self.global.kms_key {
-            return Ok(Box::new(self.kms(key_id).await));
+            return Ok(Box::new(self.kms(key_id, self.global.restore_kms_key.as_deref()).await));
         }
         if let Some(text) = &self.passphrase {
             return Ok(Box::new(Passphrase::new(text.clone())?));
@@ -164,9 +174,9 @@ impl Settings {
         ))
     }
 
-    /// A key in AWS KMS.
-    pub async fn kms(&self, key_id: &str) -> Kms {
-        Kms::new(self.aws(), key_id).await
+    /// A key in AWS KMS, with another one for the restore secrets if it is named.
+    pub async fn kms(&self, key_id: &str, restore_key_id: Option<&str>) -> Kms {
+        Kms::apart(self.aws(), key_id, restore_key_id).await
     }
 
     /// How AWS is reached.
@@ -205,18 +215,45 @@ impl Settings {
     }
 }
 
-/// Takes a key from further back only where none was named so far.
-fn fill_key(
-    global: &mut Global,
+/// The ways to name what opens a target. Restore secrets under a key of their own go with the KMS key beside them.
+#[derive(Debug, Default)]
+struct Keys {
     key_file: Option<PathBuf>,
     passphrase_file: Option<PathBuf>,
     kms_key: Option<String>,
-) {
-    if global.key_file.is_none() && global.passphrase_file.is_none() && global.kms_key.is_none() {
-        global.key_file = key_file;
-        global.passphrase_file = passphrase_file;
-        global.kms_key = kms_key;
+    restore_kms_key: Option<String>,
+}
+
+impl Keys {
+    const fn are_named(&self) -> bool {
+        self.key_file.is_some() || self.passphrase_file.is_some() || self.kms_key.is_some()
     }
+}
+
+impl NamedTarget {
+    fn keys(&self) -> Keys {
+        Keys {
+            key_file: self.key_file.clone(),
+            passphrase_file: self.passphrase_file.clone(),
+            kms_key: self.kms_key.clone(),
+            restore_kms_key: self.restore_kms_key.clone(),
+        }
+    }
+}
+
+/// Takes a key from further back only where none was named so far.
+fn fill_key(global: &mut Global, keys: Keys) {
+    if global.key_file.is_none() && global.passphrase_file.is_none() && global.kms_key.is_none() {
+        let restore_kms_key = global.restore_kms_key.take().or_else(|| keys.restore_kms_key.clone());
+        put_key(global, Keys { restore_kms_key, ..keys });
+    }
+}
+
+fn put_key(global: &mut Global, keys: Keys) {
+    global.key_file = keys.key_file;
+    global.passphrase_file = keys.passphrase_file;
+    global.kms_key = keys.kms_key;
+    global.restore_kms_key = keys.restore_kms_key;
 }
 
 fn config_path(global: &Global) -> Option<PathBuf> {

@@ -125,6 +125,36 @@ fn a_kms_key_opens_the_target() {
 
 #[test]
 #[ignore = "needs LocalStack: run localstack/up"]
+fn restore_secrets_can_be_under_a_key_of_their_own() {
+    let place = place();
+    let (key, restore) = (create_kms_key(), create_kms_key());
+    let run = |args: &[&str]| place.command(args).env_remove("STRONGROOM_KEY_FILE").output().unwrap();
+    let (mut bytes, image) = (noise(100_000, 3), place.path("image").display().to_string());
+    let keys = ["--kms-key", &key, "--restore-kms-key", &restore];
+    let with = |args: &[&str], keys: &[&str]| run(&[args, keys].concat());
+    assert_eq!(code(&with(&["target", "init"], &keys)), 0);
+    // Who names one key only, or may use one only, backs up and keeps house, and can't read.
+    for _ in 0..2 {
+        bytes[7] ^= 1;
+        place.file("image", &bytes);
+        assert_eq!(code(&with(&["backup", &image, "--volume", "v"], &keys[..2])), 0);
+        assert_eq!(code(&with(&["gc", "run"], &keys[..2])), 0);
+    }
+    let refused = with(&["restore", "v@latest", "-"], &keys[..2]);
+    assert_eq!(code(&refused), 5, "{}", String::from_utf8_lossy(&refused.stderr));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("not the restore key"));
+    assert!(with(&["restore", "v@latest", "-"], &keys).stdout == bytes);
+    // Two targets' worth of keys in one keyring: each opens what it wraps.
+    let other = create_kms_key();
+    let rotated = with(&["target", "rotate", "--keep-old", "--new-kms-key", &other], &keys);
+    assert_eq!(code(&rotated), 0, "{}", String::from_utf8_lossy(&rotated.stderr));
+    for keys in [&keys[..], &["--kms-key", &other]] {
+        assert!(with(&["restore", "v@latest", "-"], keys).stdout == bytes);
+    }
+}
+
+#[test]
+#[ignore = "needs LocalStack: run localstack/up"]
 fn a_bucket_that_is_not_there_ends_with_5() {
     let place = place();
     let output = place.run(&["target", "init", "s3://no-such-bucket-of-ours/prefix"]);

@@ -152,7 +152,7 @@ async fn rotate(settings: &Settings, args: &RotateArgs, output: Output) -> Vault
     } else if let Some(path) = &args.new_passphrase_file {
         Box::new(Passphrase::read(path)?)
     } else if let Some(key_id) = &args.new_kms_key {
-        Box::new(settings.kms(key_id).await)
+        Box::new(settings.kms(key_id, args.new_restore_kms_key.as_deref()).await)
     } else {
         return Err(VaultError::Invalid(
             "no new key given: say --new-key-file FILE, --new-passphrase-file FILE or --new-kms-key KEY"

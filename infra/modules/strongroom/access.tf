@@ -15,29 +15,31 @@ locals {
       send    = ["host-*", "retention", "gc"]
     }
     dispatcher = {
-      read    = ["keyring", "fleet", "runs", "root", "roots", "nodes"]
-      create  = ["fleet", "runs", "roots", "nodes"]
+      read    = ["keyring", "fleet", "runs", "root", "roots"]
+      create  = ["fleet", "runs", "roots"]
       replace = ["fleet", "runs", "root"]
       list    = []
       delete  = []
       send    = ["host-*", "retention", "gc"]
     }
     committer = {
-      read    = ["keyring", "fleet", "runs", "root", "roots", "nodes", "manifests", "segments", "index", "outcomes"]
-      create  = ["runs", "roots", "nodes", "outcomes"]
+      read    = ["keyring", "fleet", "runs", "root", "roots", "nodes", "manifests", "outcomes"]
+      create  = ["runs", "roots", "outcomes"]
       replace = ["root"]
       list    = []
       delete  = []
       send    = ["retention"]
     }
     retention = {
-      read    = ["keyring", "fleet", "runs", "root", "roots", "nodes"]
-      create  = ["roots", "nodes"]
+      read    = ["keyring", "fleet", "runs", "root", "roots"]
+      create  = ["roots"]
       replace = ["runs", "root"]
       list    = []
       delete  = []
       send    = []
     }
+    # What no backup needs any more are not packs and index objects alone: manifests and segments of removed backups, catalog
+    # nodes that were replaced, sessions that nobody took up. Each name was doomed by a root, or can't be referenced any more.
     gc = {
       read    = ["keyring", "fleet", "runs", "root", "roots", "nodes", "manifests", "segments", "index", "packs", "inbox"]
       create  = ["roots", "nodes", "index", "packs"]
@@ -48,7 +50,7 @@ locals {
     }
     reconciler = {
       read    = ["keyring", "fleet", "runs"]
-      create  = ["fleet"]
+      create  = []
       replace = ["fleet", "runs"]
       list    = []
       delete  = []
@@ -56,6 +58,8 @@ locals {
     }
   }
 
+  # A host would clear away its own session's inbox, and takes no for an answer. It replaces runs, to say how far it is: they
+  # are no part of the catalog.
   host_access = {
     read    = ["keyring", "fleet", "runs", "root", "roots", "nodes", "manifests", "segments", "index", "packs", "inbox", "outcomes"]
     create  = ["packs", "segments", "index", "manifests", "inbox"]
@@ -170,6 +174,13 @@ resource "aws_iam_role_policy" "function" {
           Resource = "arn:${local.partition}:logs:${local.region}:${local.account}:log-group:/aws/lambda/${var.name}-${each.key}:*"
         },
       ],
+      # host-* takes them in; they are for their hosts to fill.
+      contains(local.functions_access[each.key].send, "host-*") ? [{
+        Sid      = "NoDeadLettersOfHosts"
+        Effect   = "Deny"
+        Action   = ["sqs:SendMessage", "sqs:GetQueueUrl"]
+        Resource = "${local.queue_arn}-host-*-dead"
+      }] : [],
       # X-Ray knows no resources.
       var.tracing ? [{
         Sid      = "Trace"

@@ -61,7 +61,7 @@ resource "aws_cloudwatch_metric_alarm" "dead_letters" {
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.alarms.arn]
   ok_actions          = [aws_sns_topic.alarms.arn]
-  tags                = local.tags
+  tags                = var.tag_alarms ? local.tags : {}
 }
 
 resource "aws_cloudwatch_metric_alarm" "fleet" {
@@ -78,7 +78,7 @@ resource "aws_cloudwatch_metric_alarm" "fleet" {
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.alarms.arn]
   ok_actions          = [aws_sns_topic.alarms.arn]
-  tags                = local.tags
+  tags                = var.tag_alarms ? local.tags : {}
 }
 
 # Without the two that the clock wakes nothing happens, and nobody would be told.
@@ -97,7 +97,7 @@ resource "aws_cloudwatch_metric_alarm" "silent" {
   treat_missing_data  = "breaching"
   alarm_actions       = [aws_sns_topic.alarms.arn]
   ok_actions          = [aws_sns_topic.alarms.arn]
-  tags                = local.tags
+  tags                = var.tag_alarms ? local.tags : {}
 }
 
 resource "aws_cloudwatch_metric_alarm" "errors" {
@@ -115,5 +115,5 @@ resource "aws_cloudwatch_metric_alarm" "errors" {
   treat_missing_data  = "notBreaching"
   alarm_actions       = [aws_sns_topic.alarms.arn]
   ok_actions          = [aws_sns_topic.alarms.arn]
-  tags                = local.tags
+  tags                = var.tag_alarms ? local.tags : {}
 }

@@ -254,3 +254,9 @@ variable "tags" {
   type        = map(string)
   default     = {}
 }
+
+variable "tag_alarms" {
+  description = "Whether alarms are tagged as well. LocalStack forgets their tags, and each plan would bring them back."
+  type        = bool
+  default     = true
+}

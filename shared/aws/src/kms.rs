@@ -52,8 +52,10 @@ pub enum KmsErrorKind {
     Denied,
     /// KMS could not be reached or was too busy, after several tries.
     Unavailable,
-    /// The request can't be right however often it is sent: no such key, a key that is disabled, a wrap of another key
-    /// or context.
+    /// What is to be opened was wrapped with another key.
+    OtherKey,
+    /// The request can't be right however often it is sent: no such key, a key that is disabled, a wrap for another
+    /// context, a damaged one.
     Invalid,
 }
 
@@ -121,7 +123,7 @@ impl KmsKek {
         Ok(DataKey { plaintext, ciphertext })
     }
 
-    /// Opens a wrapped data key; `Invalid` if it was made with another key or for another `context`.
+    /// Opens a wrapped data key; `OtherKey` if it was made with another key, `Invalid` if for another `context`.
     pub async fn decrypt(
         &self,
         ciphertext: &[u8],
@@ -186,7 +188,8 @@ fn meaning(failure: &Failure, permission: &str) -> (KmsErrorKind, String) {
         _ => "",
     };
     let (kind, advice) = match code {
-        "InvalidCiphertextException" | "IncorrectKeyException" => (
+        "IncorrectKeyException" => (KmsErrorKind::OtherKey, "this was wrapped with another key"),
+        "InvalidCiphertextException" => (
             KmsErrorKind::Invalid,
             "this was wrapped with another key, or for another target or purpose, or is damaged",
         ),

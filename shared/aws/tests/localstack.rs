@@ -147,7 +147,7 @@ async fn kms_wraps_and_unwraps_for_one_context_only() {
 
     let other = KmsKek::new(&connection, create_kms_key(&connection).await);
     let error = other.decrypt(&key.ciphertext, &context("a")).await.unwrap_err();
-    assert_eq!(error.kind, KmsErrorKind::Invalid, "{error}");
+    assert_eq!(error.kind, KmsErrorKind::OtherKey, "{error}");
 
     let missing = KmsKek::new(&connection, "alias/strongroom-no-such-key");
     let error = missing.generate_data_key(&context("a")).await.unwrap_err();

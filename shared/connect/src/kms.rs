@@ -10,14 +10,32 @@ use strongroom_store::{StoreError, StoreErrorKind};
 use strongroom_vault::target::KekProvider;
 use strongroom_vault::{Context, VaultError, VaultResult};
 
-/// A key in AWS KMS, which wraps a data key for each layer of secrets.
+/// A key in AWS KMS, which wraps a data key for each layer of secrets; or two of them, so that who may use the one need
+/// not be allowed the restore secrets.
 #[derive(Debug)]
-pub struct Kms(KmsKek);
+pub struct Kms {
+    key: KmsKek,
+    restore: Option<KmsKek>,
+}
 
 impl Kms {
     /// The key of that id, alias or ARN.
     pub async fn new(aws: AwsSettings, key_id: &str) -> Self {
-        Self(KmsKek::new(&AwsConnection::from_environment(aws).await, key_id))
+        Self::apart(aws, key_id, None).await
+    }
+
+    /// One key for catalog and ingest secrets, another one for the restore secrets if it is named.
+    pub async fn apart(aws: AwsSettings, key_id: &str, restore_key_id: Option<&str>) -> Self {
+        let connection = AwsConnection::from_environment(aws).await;
+        let restore = restore_key_id.map(|key_id| KmsKek::new(&connection, key_id));
+        Self { key: KmsKek::new(&connection, key_id), restore }
+    }
+
+    fn key_for(&self, purpose: Purpose) -> &KmsKek {
+        match (purpose, &self.restore) {
+            (Purpose::Restore, Some(restore)) => restore,
+            _ => &self.key,
+        }
     }
 }
 
@@ -37,7 +55,7 @@ fn kms_error(error: strongroom_aws::KmsError) -> VaultError {
     let kind = match error.kind {
         KmsErrorKind::Denied => StoreErrorKind::Denied,
         KmsErrorKind::Unavailable => StoreErrorKind::Unavailable,
-        KmsErrorKind::Invalid => return VaultError::WrongKey(error.to_string()),
+        KmsErrorKind::OtherKey | KmsErrorKind::Invalid => return VaultError::WrongKey(error.to_string()),
     };
     VaultError::Store(StoreError::new(kind, "kms", "keyring", error.to_string()))
 }
@@ -50,9 +68,10 @@ impl KekProvider for Kms {
         purpose: Purpose,
         _: &Context,
     ) -> VaultResult<(Kek, KekDescriptor)> {
-        let data_key = self.0.generate_data_key(&kms_context(target, purpose)).await.map_err(kms_error)?;
+        let key = self.key_for(purpose);
+        let data_key = key.generate_data_key(&kms_context(target, purpose)).await.map_err(kms_error)?;
         let descriptor = KekDescriptor::Kms {
-            key_id: self.0.key_id().to_owned(),
+            key_id: key.key_id().to_owned(),
             encrypted_key: data_key.ciphertext.clone(),
         };
         Ok((Kek::from_data_key(Secret32::from_bytes(*data_key.plaintext)), descriptor))
@@ -60,10 +79,11 @@ impl KekProvider for Kms {
 
     async fn recover(&self, target: TargetId, wrap: &Wrap) -> VaultResult<Option<Kek>> {
         let KekDescriptor::Kms { encrypted_key, .. } = &wrap.kek else { return Ok(None) };
-        match self.0.decrypt(encrypted_key, &kms_context(target, wrap.purpose)).await {
+        let key = self.key_for(wrap.purpose);
+        match key.decrypt(encrypted_key, &kms_context(target, wrap.purpose)).await {
             Ok(key) => Ok(Some(Kek::from_data_key(Secret32::from_bytes(*key)))),
-            // A role may be allowed some layers and not others.
-            Err(error) if error.kind == KmsErrorKind::Denied => Ok(None),
+            // A role may be allowed some layers and not others, and some may be under a key that was not named.
+            Err(error) if matches!(error.kind, KmsErrorKind::Denied | KmsErrorKind::OtherKey) => Ok(None),
             Err(error) => Err(kms_error(error)),
         }
     }

@@ -1,0 +1,64 @@
+# The module as the local AWS runs it: what localstack/up --deploy and infra/check --apply apply.
+
+terraform {
+  required_version = ">= 1.9"
+
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = ">= 5.100, < 7.0"
+    }
+  }
+}
+
+# Where requests go is AWS_ENDPOINT_URL's to say.
+provider "aws" {
+  region                      = "us-east-1"
+  access_key                  = "test"
+  secret_key                  = "test"
+  s3_use_path_style           = true
+  skip_credentials_validation = true
+  skip_metadata_api_check     = true
+}
+
+variable "packages_dir" {
+  description = "Folder with the functions' packages."
+  type        = string
+}
+
+variable "hosts" {
+  description = "Names of hosts."
+  type        = list(string)
+}
+
+variable "bucket_name" {
+  description = "Name of the bucket."
+  type        = string
+  default     = "strongroom-fleet"
+}
+
+module "strongroom" {
+  source = "../modules/strongroom"
+
+  bucket_name   = var.bucket_name
+  operators     = ["arn:aws:iam::000000000000:role/operators"]
+  packages_dir  = var.packages_dir
+  architecture  = "x86_64"
+  hosts         = { for host in var.hosts : host => { restore = true, principals = ["arn:aws:iam::000000000000:user/${host}"] } }
+  force_destroy = true
+  tag_alarms    = false
+
+  # What fails is to be seen soon, and so is what is late.
+  reconciler_rate = "rate(1 minute)"
+  functions       = { gc = { timeout_seconds = 300 } }
+}
+
+output "environment" {
+  description = "What an operator's shell exports."
+  value       = <<-EOT
+    export STRONGROOM_TARGET=${module.strongroom.target}
+    export STRONGROOM_KMS_KEY=${module.strongroom.kms_key}
+    export STRONGROOM_RESTORE_KMS_KEY=${module.strongroom.restore_kms_key}
+    export STRONGROOM_QUEUES=${module.strongroom.queues}
+  EOT
+}
