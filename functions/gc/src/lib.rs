@@ -4,6 +4,7 @@
 //! sends itself the rest; every step ends in a swap, so one that was cut off is made again from there.
 
 use strongroom_fleet::message::{Message, RunMessage};
+use strongroom_fleet::metric::{Measurement, Metric};
 use strongroom_fleet::run::{Job, RunResult};
 use strongroom_fleet::service::Claimed;
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
@@ -47,7 +48,7 @@ async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -
     };
     match report {
         Ok(report) if report.finished => {
-            tell(id, &report);
+            tell(service, id, &report);
             let result = RunResult {
                 removed: report.deleted_objects,
                 freed_bytes: report.deleted_bytes,
@@ -57,7 +58,7 @@ async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -
             service.conclude(id, run.attempt, |run| run.succeeded(now, result.clone())).await?;
         }
         Ok(report) => {
-            tell(id, &report);
+            tell(service, id, &report);
             service.conclude(id, run.attempt, |run| run.continued()).await?;
             service.outbox.send(&QueueName::Gc, &[RunMessage::new(id).to_json()]).await?;
         }
@@ -90,7 +91,12 @@ async fn collect_some(
     collect::run(&target, &options).await
 }
 
-fn tell(run: RunId, report: &CollectReport) {
+fn tell(service: &Service, run: RunId, report: &CollectReport) {
+    service.meter.record(&[
+        Measurement::of(Metric::GcFreedBytes, report.deleted_bytes),
+        Measurement::of(Metric::GcUnfinished, u64::from(!report.finished)),
+        Measurement::of(Metric::MissingPacks, (report.missing.len() + report.unreadable.len()) as u64),
+    ]);
     info!(
         %run,
         finished = report.finished,

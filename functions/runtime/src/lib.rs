@@ -1,8 +1,9 @@
-//! What all functions share on AWS Lambda: environment, events, deadlines, logs.
+//! What all functions share on AWS Lambda: environment, events, deadlines, logs, metrics.
 //!
 //! Invariant: what a handler did not deal with is told to Lambda: message by message where they come from a queue, as a
 //! failed invocation otherwise. A panic is a failed invocation as well, so no message is lost by one.
 
+mod emf;
 mod event;
 
 use std::collections::HashMap;
@@ -22,6 +23,7 @@ use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::sync::{Mutex, OnceCell};
 use tracing::{Instrument, error, info, info_span};
 
+use emf::EmbeddedMetrics;
 use event::{Answer, Event};
 
 /// Handlers stop so long before Lambda would stop them.
@@ -124,7 +126,7 @@ async fn connect() -> VaultResult<(Service, Arc<Queues>)> {
     let queues = Arc::new(Queues::at(&queues, aws.clone()).await?);
     let targets = LambdaTargets { home: home.clone(), kms_key, aws, opened: Mutex::default() };
     let outbox: Arc<dyn Outbox> = Arc::clone(&queues) as _;
-    Ok((Service { home, targets: Arc::new(targets), outbox }, queues))
+    Ok((Service { home, targets: Arc::new(targets), outbox, meter: Arc::new(EmbeddedMetrics) }, queues))
 }
 
 async fn open_target(address: &str, kms_key: &str, aws: AwsSettings) -> VaultResult<Target> {

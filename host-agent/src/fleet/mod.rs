@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use strongroom_connect::Queues;
+use strongroom_fleet::metric::Unmetered;
 use strongroom_fleet::{Home, Service, Targets};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::sync::Mutex;
@@ -34,7 +35,7 @@ pub async fn open(settings: &Settings) -> VaultResult<(Service, Arc<Queues>)> {
     let home = Home::new(home);
     let targets = FleetTargets { home: home.clone(), settings: settings.clone(), opened: Mutex::default() };
     let outbox = Arc::clone(&queues);
-    Ok((Service { home, targets: Arc::new(targets), outbox }, queues))
+    Ok((Service { home, targets: Arc::new(targets), outbox, meter: Arc::new(Unmetered) }, queues))
 }
 
 /// The targets of a fleet, opened when they are asked for, with keys from this process's own settings.
