@@ -67,6 +67,7 @@ impl Fleet {
             targets: Arc::new(HomeOnly(world.target.clone())),
             outbox: Arc::new(Nowhere),
             meter: Arc::clone(&taken) as _,
+            silent_ms: 960_000,
         };
         Self { world, store, service, taken }
     }

@@ -6,6 +6,8 @@
 mod change;
 mod plan;
 
+pub use change::make as make_change;
+
 use serde::Deserialize;
 use strongroom_fleet::home::Change;
 use strongroom_fleet::message::{Message, Request};

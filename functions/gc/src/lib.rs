@@ -13,8 +13,6 @@ use strongroom_vault::collect::{self, CollectOptions, CollectReport};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::{error, info, warn};
 
-/// After so long without an end, whoever worked on a run counts as gone: longer than a function may run.
-const SILENT_MS: u64 = 16 * 60_000;
 /// How long objects that were never committed are left for their session, milliseconds.
 const ORPHAN_AGE_MS: u64 = 24 * 3_600_000;
 /// How long an open session or a restore counts as being worked on, milliseconds.
@@ -35,7 +33,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
 async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -> VaultResult<()> {
     let id =
         RunMessage::from_json(&message.body).map_err(|error| VaultError::Invalid(error.to_string()))?.run;
-    let run = match service.claim(id, SILENT_MS).await? {
+    let run = match service.claim(id, service.silent_ms).await? {
         Claimed::Mine(run) => run,
         Claimed::Ended => return Ok(()),
         Claimed::Busy => return Err(VaultError::Internal("somebody else works on it".to_owned())),

@@ -30,6 +30,8 @@ use event::{Answer, Event};
 const MARGIN: Duration = Duration::from_secs(15);
 /// But never after less than this part of the time there is.
 const MARGIN_PART: u64 = 4;
+/// After so long without an end, a function that took a run is gone: Lambda gives none more than 15 minutes.
+const SILENT_MS: u64 = 16 * 60_000;
 /// A message that is wrong in itself is buried, with its reason, after so many receives: not at the first, since a new
 /// version may be on its way.
 const RECEIVES_BEFORE_BURIAL: u32 = 2;
@@ -126,7 +128,16 @@ async fn connect() -> VaultResult<(Service, Arc<Queues>)> {
     let queues = Arc::new(Queues::at(&queues, aws.clone()).await?);
     let targets = LambdaTargets { home: home.clone(), kms_key, aws, opened: Mutex::default() };
     let outbox: Arc<dyn Outbox> = Arc::clone(&queues) as _;
-    Ok((Service { home, targets: Arc::new(targets), outbox, meter: Arc::new(EmbeddedMetrics) }, queues))
+    Ok((
+        Service {
+            home,
+            targets: Arc::new(targets),
+            outbox,
+            meter: Arc::new(EmbeddedMetrics),
+            silent_ms: SILENT_MS,
+        },
+        queues,
+    ))
 }
 
 async fn open_target(address: &str, kms_key: &str, aws: AwsSettings) -> VaultResult<Target> {

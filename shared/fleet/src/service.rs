@@ -122,6 +122,8 @@ pub struct Service {
     pub outbox: Arc<dyn Outbox>,
     /// Who wants to know figures.
     pub meter: Arc<dyn Meter>,
+    /// After so long without an end, a function that took a run counts as gone, milliseconds: longer than it may run.
+    pub silent_ms: u64,
 }
 
 /// What came of asking to work on a run.

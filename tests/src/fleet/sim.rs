@@ -132,6 +132,7 @@ async fn in_virtual_time(options: Options) -> anyhow::Result<Summary> {
             targets: Arc::new(HomeOnly(target)),
             outbox: Arc::clone(&mail) as _,
             meter: Arc::new(Unmetered),
+            silent_ms: 960_000,
         };
         (service, counters)
     };

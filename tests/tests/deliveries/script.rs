@@ -133,6 +133,7 @@ impl Fleet {
             targets: Arc::new(Two { home: targets[0][view].clone(), side: targets[1][view].clone() }),
             outbox: Arc::clone(&mail) as _,
             meter: Arc::clone(&figures) as _,
+            silent_ms: 960_000,
         };
         Self {
             functions: service(0),
