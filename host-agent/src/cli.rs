@@ -78,6 +78,12 @@ pub struct Global {
     /// What this host calls itself in packs and manifests [default: its host name]
     #[arg(long, global = true, env = "STRONGROOM_HOST", value_name = "NAME")]
     pub host: Option<String>,
+    /// The most that is sent to the store a second, such as 20MiB [default: no limit]
+    #[arg(long, global = true, env = "STRONGROOM_UPLOAD_LIMIT", value_name = "BYTES", value_parser = parse_bytes)]
+    pub upload_limit: Option<u64>,
+    /// The most that is read from the store a second, such as 50MiB [default: no limit]
+    #[arg(long, global = true, env = "STRONGROOM_DOWNLOAD_LIMIT", value_name = "BYTES", value_parser = parse_bytes)]
+    pub download_limit: Option<u64>,
     /// The fleet's queues: file:///path to a folder, or sqs://PREFIX
     #[arg(long, global = true, env = "STRONGROOM_QUEUES", value_name = "QUEUES")]
     pub queues: Option<String>,
@@ -567,6 +573,32 @@ pub fn parse_duration(text: &str) -> Result<DurationMs, String> {
     Ok(DurationMs(millis as u64))
 }
 
+/// A number of bytes such as `500kB` or `20MiB`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let bad = || format!("'{text}' is no number of bytes; say 500kB, 20MiB or 1048576");
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim_start() {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(bad()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor)).ok_or_else(bad)?;
+    if bytes == 0 {
+        Err(format!("'{text}': nothing would ever get through; leave it out for no limit"))
+    } else {
+        Ok(bytes)
+    }
+}
+
 /// A rate such as `2/1d`.
 ///
 /// # Errors
@@ -616,6 +648,12 @@ mod tests {
         assert_eq!(parse_duration("2w").unwrap(), DurationMs(14 * 86_400_000));
         for bad in ["", "7", "-1h", "1mo", "soon"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(parse_bytes("500kB").unwrap(), 500_000);
+        assert_eq!(parse_bytes("20 MiB").unwrap(), 20 << 20);
+        assert_eq!(parse_bytes("1048576").unwrap(), 1 << 20);
+        for bad in ["", "0", "MiB", "1.5MiB", "-1", "20mib", "18446744073709551615kB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
         }
         assert_eq!(parse_range("10-20").unwrap(), 10..20);
         assert_eq!(parse_range("10+5").unwrap(), 10..15);

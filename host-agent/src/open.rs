@@ -7,14 +7,14 @@ use serde::Deserialize;
 use strongroom_aws::AwsSettings;
 use strongroom_connect::Kms;
 use strongroom_fleet::settings::TargetEntry;
-use strongroom_store::Counters;
+use strongroom_store::{Allowance, Bandwidth, Counters, Limit};
 use strongroom_vault::target::{KekProvider, open};
 use strongroom_vault::witness::FolderWitness;
 use strongroom_vault::{Context, Target, VaultError, VaultResult};
 use zeroize::Zeroizing;
 
 use crate::agent::AgentConfig;
-use crate::cli::Global;
+use crate::cli::{Global, parse_bytes};
 use crate::fleet::VolumeConfig;
 use crate::keys::{KeyFile, Passphrase};
 
@@ -33,6 +33,8 @@ pub struct ConfigFile {
     state_dir: Option<PathBuf>,
     host: Option<String>,
     queues: Option<String>,
+    upload_limit: Option<String>,
+    download_limit: Option<String>,
     /// What the agent may do on this host.
     #[serde(default)]
     agent: AgentConfig,
@@ -70,6 +72,8 @@ pub struct Settings {
     /// Volumes that `strongroom up` sees to.
     pub volumes: std::collections::BTreeMap<String, VolumeConfig>,
     passphrase: Option<Zeroizing<String>>,
+    /// What this process may send and receive, to and from all targets together.
+    allowance: Allowance,
 }
 
 impl Settings {
@@ -111,8 +115,19 @@ impl Settings {
         global.state_dir = global.state_dir.or(file.state_dir).or_else(default_state_dir);
         global.host = global.host.or(file.host);
         global.queues = global.queues.or(file.queues);
+        global.upload_limit = global.upload_limit.or(limit("upload-limit", file.upload_limit.as_deref())?);
+        global.download_limit =
+            global.download_limit.or(limit("download-limit", file.download_limit.as_deref())?);
+        let bandwidth = Bandwidth { upload: global.upload_limit, download: global.download_limit };
         let passphrase = std::env::var("STRONGROOM_PASSPHRASE").ok().map(Zeroizing::new);
-        Ok(Self { global, targets: file.targets, agent: file.agent, volumes: file.volumes, passphrase })
+        Ok(Self {
+            global,
+            targets: file.targets,
+            agent: file.agent,
+            volumes: file.volumes,
+            passphrase,
+            allowance: Allowance::new(bandwidth),
+        })
     }
 
     /// The settings for a target of the fleet: what the configuration file says of a target of that name, else the
@@ -196,7 +211,13 @@ impl Settings {
                     .to_owned(),
             )
         })?;
-        strongroom_connect::context(address, create, self.aws()).await
+        let (context, counters) = strongroom_connect::context(address, create, self.aws()).await?;
+        if self.allowance.is_unlimited() {
+            return Ok((context, counters));
+        }
+        // Around what retries: what is sent again is not counted again, so that nothing times out while it waits.
+        let store = Arc::new(Limit::new(Arc::clone(&context.store), self.allowance.clone()));
+        Ok((Context { store, ..context }, counters))
     }
 
     /// Opens the target.
@@ -213,6 +234,11 @@ impl Settings {
         };
         Ok((target, counters))
     }
+}
+
+fn limit(name: &str, text: Option<&str>) -> VaultResult<Option<u64>> {
+    let bad = |reason| VaultError::Invalid(format!("{name} in the configuration file: {reason}"));
+    text.map(parse_bytes).transpose().map_err(bad)
 }
 
 /// The ways to name what opens a target. Restore secrets under a key of their own go with the KMS key beside them.

@@ -49,6 +49,31 @@ fn flags_win_over_the_environment_and_that_over_the_file() {
     assert_eq!(volume_seen(&[], &flags), "flag");
 }
 
+/// docs/operations.md: "a second's worth goes at once".
+#[test]
+fn bandwidth_is_limited_by_flag_and_by_the_configuration_file() {
+    let place = Place::new();
+    let image = place.file("image", &noise(3 << 20, 1));
+    let seconds = |args: &[&str]| {
+        let begun = std::time::Instant::now();
+        place.ran(args);
+        begun.elapsed().as_secs_f64()
+    };
+    // 3 MiB that do not compress at 1 MiB a second: two seconds more than the first one.
+    let took = seconds(&["backup", &image, "--volume", "a", "--upload-limit", "1MiB"]);
+    assert!(took >= 1.9, "{took}");
+    let config = place.file("config.toml", b"download-limit = \"1MiB\"\n");
+    let to = place.path("restored").display().to_string();
+    let took = seconds(&["restore", "a@latest", &to, "--config", &config]);
+    assert!(took >= 1.9, "{took}");
+    assert!(std::fs::read(&to).unwrap() == std::fs::read(&image).unwrap());
+    let wrong = place.file("wrong.toml", b"upload-limit = \"fast\"\n");
+    let output = place.run(&["ls", "--config", &wrong]);
+    assert_eq!(code(&output), 2);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("upload-limit") && said.contains("20MiB"), "{said}");
+}
+
 #[test]
 fn named_targets_bring_their_own_settings() {
     let place = three_targets();

@@ -6,9 +6,12 @@
 mod change;
 mod plan;
 
+pub use change::make as make_change;
+
 use serde::Deserialize;
 use strongroom_fleet::home::Change;
 use strongroom_fleet::message::{Message, Request};
+use strongroom_fleet::metric;
 use strongroom_fleet::run::{Job, Origin, Run, RunResult};
 use strongroom_fleet::service::Claimed;
 use strongroom_fleet::shard::{Shard, run_of_request, shard_of_run};
@@ -54,7 +57,9 @@ async fn handle_one(service: &Service, message: &Incoming) -> VaultResult<()> {
         None => match plan::job_of(service, &request.request).await {
             Ok(job) => {
                 let run = Run::new(job, Origin::Request { key: request.key.clone() }, home.now());
-                home.create_run(id, &run).await?;
+                if home.create_run(id, &run).await? {
+                    service.meter.record(metric::of_begun(&run).as_slice());
+                }
                 // As it was made first: names such as VOLUME@latest are only looked up once.
                 home.run(id).await?.map_or(run, |(run, _)| run)
             }

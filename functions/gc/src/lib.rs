@@ -4,6 +4,7 @@
 //! sends itself the rest; every step ends in a swap, so one that was cut off is made again from there.
 
 use strongroom_fleet::message::{Message, RunMessage};
+use strongroom_fleet::metric::{Measurement, Metric};
 use strongroom_fleet::run::{Job, RunResult};
 use strongroom_fleet::service::Claimed;
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
@@ -12,8 +13,6 @@ use strongroom_vault::collect::{self, CollectOptions, CollectReport};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::{error, info, warn};
 
-/// After so long without an end, whoever worked on a run counts as gone: longer than a function may run.
-const SILENT_MS: u64 = 16 * 60_000;
 /// How long objects that were never committed are left for their session, milliseconds.
 const ORPHAN_AGE_MS: u64 = 24 * 3_600_000;
 /// How long an open session or a restore counts as being worked on, milliseconds.
@@ -34,7 +33,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
 async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -> VaultResult<()> {
     let id =
         RunMessage::from_json(&message.body).map_err(|error| VaultError::Invalid(error.to_string()))?.run;
-    let run = match service.claim(id, SILENT_MS).await? {
+    let run = match service.claim(id, service.silent_ms).await? {
         Claimed::Mine(run) => run,
         Claimed::Ended => return Ok(()),
         Claimed::Busy => return Err(VaultError::Internal("somebody else works on it".to_owned())),
@@ -47,7 +46,7 @@ async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -
     };
     match report {
         Ok(report) if report.finished => {
-            tell(id, &report);
+            tell(service, id, &report);
             let result = RunResult {
                 removed: report.deleted_objects,
                 freed_bytes: report.deleted_bytes,
@@ -57,7 +56,7 @@ async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -
             service.conclude(id, run.attempt, |run| run.succeeded(now, result.clone())).await?;
         }
         Ok(report) => {
-            tell(id, &report);
+            tell(service, id, &report);
             service.conclude(id, run.attempt, |run| run.continued()).await?;
             service.outbox.send(&QueueName::Gc, &[RunMessage::new(id).to_json()]).await?;
         }
@@ -90,7 +89,12 @@ async fn collect_some(
     collect::run(&target, &options).await
 }
 
-fn tell(run: RunId, report: &CollectReport) {
+fn tell(service: &Service, run: RunId, report: &CollectReport) {
+    service.meter.record(&[
+        Measurement::of(Metric::GcFreedBytes, report.deleted_bytes),
+        Measurement::of(Metric::GcUnfinished, u64::from(!report.finished)),
+        Measurement::of(Metric::MissingPacks, (report.missing.len() + report.unreadable.len()) as u64),
+    ]);
     info!(
         %run,
         finished = report.finished,

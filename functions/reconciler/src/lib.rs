@@ -1,14 +1,20 @@
 //! Ends runs that nobody works on, and tells who is late (design: section 6).
 //!
 //! Invariant: a run is only ended by a swap of its own object, so whoever works on it after all finds out, and a run
-//! that has ended stays as it ended. A check at which no run is open and no volume is late reads one object.
+//! that has ended stays as it ended. A check at which no run is open and no volume is late reads the agenda, the fleet's
+//! settings, and the root of each target.
+
+mod catalogs;
+
+use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_fleet::home::Change;
-use strongroom_fleet::run::{Run, RunState};
-use strongroom_fleet::shard::Shard;
+use strongroom_fleet::metric::{self, Measurement, Metric};
+use strongroom_fleet::run::{Job, Run, RunState};
+use strongroom_fleet::shard::{Shard, shard_of};
 use strongroom_fleet::tick::{self, End, Ends};
-use strongroom_fleet::{Failure, Incoming, Service};
+use strongroom_fleet::{Failure, Home, Incoming, Service};
 use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::{error, info, warn};
@@ -42,6 +48,11 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
             }
             if report.ended + report.failed > 0 {
                 info!(ended = report.ended, failed = report.failed, "runs settled");
+            }
+            service.meter.record(&[Measurement::of(Metric::BackupsLate, report.late.len() as u64)]);
+            // What was settled stays settled: that a target can't be looked at must not repeat it.
+            if let Err(error) = catalogs::look(service).await {
+                error!(%error, "the targets' catalogs could not be looked at");
             }
             Vec::new()
         }
@@ -85,38 +96,77 @@ async fn check_shard(service: &Service, number: u16, now: TimestampMs) -> VaultR
         shard.volumes.values().filter_map(|volume| volume.active).filter(|active| active.announced);
     let open: Vec<RunId> =
         announced.map(|active| active.run).chain(shard.requested.iter().copied()).collect();
-    let looked: Vec<(RunId, End, bool)> = stream::iter(open)
+    let looked: Vec<(RunId, Option<Run>, bool)> = stream::iter(open)
         .map(async |id| {
-            let Some((run, etag)) = home.run(id).await? else { return Ok((id, End::Unknown, false)) };
-            let Some(reason) = reason_to_fail(&run, now) else { return Ok((id, End::of(&run), false)) };
+            let Some((run, etag)) = home.run(id).await? else { return Ok((id, None, false)) };
+            let Some(reason) = reason_to_fail(&run, now) else { return Ok((id, Some(run), false)) };
             let failed = run.failed(now, &reason);
             Ok::<_, VaultError>(match home.replace_run(id, &failed, &etag).await? {
                 Some(_) => {
                     warn!(run = %id, job = run.job.name(), volume = run.job.volume(), reason, "run failed");
-                    (id, End::of(&failed), true)
+                    (id, Some(failed), true)
                 }
                 // It has moved: the next check looks again.
-                None => (id, End::NotYet, false),
+                None => (id, Some(run), false),
             })
         })
         .buffer_unordered(RUNS_AT_ONCE)
         .try_collect()
         .await?;
     let failed = looked.iter().filter(|(.., failed)| *failed).count();
-    let ends: Ends = looked.into_iter().map(|(id, end, _)| (id, end)).collect();
+    for (id, run, _) in looked.iter().filter(|(id, ..)| shard.requested.contains(id)) {
+        if let Some(run) = run {
+            note_success(home, *id, run).await?;
+        }
+    }
+    let end = |run: &Option<Run>| run.as_ref().map_or(End::Unknown, End::of);
+    let ends: Ends = looked.iter().map(|(id, run, _)| (*id, end(run))).collect();
     let (ended, late) = home
         .change_shard(number, |shard: &Shard| {
             let mut next = shard.clone();
             let changed = tick::settle_ends(&mut next, &ends);
-            let open = |shard: &Shard| {
-                shard.requested.len()
-                    + shard.volumes.values().filter(|volume| volume.active.is_some()).count()
-            };
-            let answer = (open(shard) - open(&next), late_volumes(&next, now));
+            let still_open = open_runs(&next);
+            let ended: BTreeSet<RunId> = open_runs(shard).difference(&still_open).copied().collect();
+            let answer = (ended, late_volumes(&next, now));
             Ok(if changed { Change::Replace(next, answer) } else { Change::Keep(answer) })
         })
         .await?;
-    Ok(CheckReport { ended, failed, late })
+    let runs = looked.iter().filter(|(id, ..)| ended.contains(id)).filter_map(|(_, run, _)| run.as_ref());
+    service.meter.record(&runs.flat_map(metric::of_ended).collect::<Vec<_>>());
+    Ok(CheckReport { ended: ended.len(), failed, late })
+}
+
+/// The runs whose ends a shard waits for.
+fn open_runs(shard: &Shard) -> BTreeSet<RunId> {
+    let active = shard.volumes.values().filter_map(|volume| volume.active.map(|active| active.run));
+    active.chain(shard.requested.iter().copied()).collect()
+}
+
+/// Notes with its volume that a backup succeeded which was asked for by a request: it counts for the recovery point
+/// objective like one of the schedule. Before its end is taken note of, so that it is noted again if this is cut off.
+async fn note_success(home: &Home, id: RunId, run: &Run) -> VaultResult<()> {
+    let (Job::Backup { volume, target, .. }, RunState::Succeeded { .. }) = (&run.job, &run.state) else {
+        return Ok(());
+    };
+    let noted = home
+        .change_shard(shard_of(home.sealer(), volume), |shard: &Shard| {
+            let mut next = shard.clone();
+            let Some(state) = next.volumes.get_mut(volume).filter(|state| state.spec.target == *target)
+            else {
+                return Ok(Change::Keep(false));
+            };
+            if state.last_success >= Some(run.created) {
+                return Ok(Change::Keep(false));
+            }
+            state.last_success = Some(run.created);
+            state.last_failure = None;
+            Ok(Change::Replace(next, true))
+        })
+        .await?;
+    if noted {
+        info!(run = %id, volume, "a backup that was requested succeeded");
+    }
+    Ok(())
 }
 
 /// Says why a run must be failed, if it must.

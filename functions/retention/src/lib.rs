@@ -14,9 +14,6 @@ use strongroom_vault::remove::{RetentionRequest, run_retention};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tracing::{info, warn};
 
-/// After so long without an end, whoever worked on a run counts as gone: longer than a function may run.
-const SILENT_MS: u64 = 16 * 60_000;
-
 /// Handles runs of retention.
 pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs) -> Vec<Failure> {
     let mut failures = Vec::new();
@@ -37,7 +34,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
 async fn handle_one(service: &Service, message: &Incoming) -> VaultResult<()> {
     let id =
         RunMessage::from_json(&message.body).map_err(|error| VaultError::Invalid(error.to_string()))?.run;
-    let run = match service.claim(id, SILENT_MS).await? {
+    let run = match service.claim(id, service.silent_ms).await? {
         Claimed::Mine(run) => run,
         Claimed::Ended => return Ok(()),
         Claimed::Busy => return Err(VaultError::Internal("somebody else works on it".to_owned())),

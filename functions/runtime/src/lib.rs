@@ -1,8 +1,9 @@
-//! What all functions share on AWS Lambda: environment, events, deadlines, logs.
+//! What all functions share on AWS Lambda: environment, events, deadlines, logs, metrics.
 //!
 //! Invariant: what a handler did not deal with is told to Lambda: message by message where they come from a queue, as a
 //! failed invocation otherwise. A panic is a failed invocation as well, so no message is lost by one.
 
+mod emf;
 mod event;
 
 use std::collections::HashMap;
@@ -22,12 +23,15 @@ use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::sync::{Mutex, OnceCell};
 use tracing::{Instrument, error, info, info_span};
 
+use emf::EmbeddedMetrics;
 use event::{Answer, Event};
 
 /// Handlers stop so long before Lambda would stop them.
 const MARGIN: Duration = Duration::from_secs(15);
 /// But never after less than this part of the time there is.
 const MARGIN_PART: u64 = 4;
+/// After so long without an end, a function that took a run is gone: Lambda gives none more than 15 minutes.
+const SILENT_MS: u64 = 16 * 60_000;
 /// A message that is wrong in itself is buried, with its reason, after so many receives: not at the first, since a new
 /// version may be on its way.
 const RECEIVES_BEFORE_BURIAL: u32 = 2;
@@ -124,7 +128,16 @@ async fn connect() -> VaultResult<(Service, Arc<Queues>)> {
     let queues = Arc::new(Queues::at(&queues, aws.clone()).await?);
     let targets = LambdaTargets { home: home.clone(), kms_key, aws, opened: Mutex::default() };
     let outbox: Arc<dyn Outbox> = Arc::clone(&queues) as _;
-    Ok((Service { home, targets: Arc::new(targets), outbox }, queues))
+    Ok((
+        Service {
+            home,
+            targets: Arc::new(targets),
+            outbox,
+            meter: Arc::new(EmbeddedMetrics),
+            silent_ms: SILENT_MS,
+        },
+        queues,
+    ))
 }
 
 async fn open_target(address: &str, kms_key: &str, aws: AwsSettings) -> VaultResult<Target> {

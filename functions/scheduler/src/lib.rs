@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use strongroom_fleet::agenda::AgendaEntry;
 use strongroom_fleet::message::{Message, RunMessage};
+use strongroom_fleet::metric;
 use strongroom_fleet::run::{Job, Origin, Run};
 use strongroom_fleet::tick::{self, End, Ends};
 use strongroom_fleet::{Failure, Home, Incoming, QueueName, Service};
@@ -86,12 +87,18 @@ async fn visit(service: &Service, number: u16, now: TimestampMs) -> VaultResult<
     for _ in 0..MAX_TRIES {
         let mut seen = home.shard(number).await?;
         let mut next = seen.body.clone();
-        let ends = ends_of(home, tick::needed_ends(&next, home.sealer(), now)).await?;
+        let looked = look_at(home, tick::needed_ends(&next, home.sealer(), now)).await?;
+        let end = |run: &Option<Run>| run.as_ref().map_or(End::Unknown, End::of);
+        let ends: Ends = looked.iter().map(|(id, run)| (*id, end(run))).collect();
         let settled = tick::settle_ends(&mut next, &ends);
         let decided = tick::decide(&mut next, home.sealer(), now);
         if settled || decided {
             match home.replace_shard(number, &seen, next).await? {
-                Some(swapped) => seen = swapped,
+                Some(swapped) => {
+                    let runs = looked.iter().filter_map(|(_, run)| run.as_ref());
+                    service.meter.record(&runs.flat_map(metric::of_ended).collect::<Vec<_>>());
+                    seen = swapped;
+                }
                 None => continue,
             }
         }
@@ -104,6 +111,11 @@ async fn visit(service: &Service, number: u16, now: TimestampMs) -> VaultResult<
         let mut noted = seen.body.clone();
         tick::note_announced(&mut noted, &runs);
         if let Some(swapped) = home.replace_shard(number, &seen, noted).await? {
+            let begun: Vec<_> = pending.iter().filter_map(|(_, run)| metric::of_begun(run)).collect();
+            service.meter.record(&begun);
+            for (id, run) in &pending {
+                info!(run = %id, volume = run.job.volume(), host = run.job.host(), "run announced");
+            }
             return Ok((swapped.body.entry(home.sealer()), runs.len()));
         }
         // Somebody changed the shard meanwhile. What is not noted is announced again, which is harmless.
@@ -137,12 +149,9 @@ async fn announce(service: &Service, pending: &[(RunId, Run)]) -> VaultResult<()
     Ok(())
 }
 
-async fn ends_of(home: &Home, runs: Vec<RunId>) -> VaultResult<Ends> {
+async fn look_at(home: &Home, runs: Vec<RunId>) -> VaultResult<Vec<(RunId, Option<Run>)>> {
     stream::iter(runs)
-        .map(async |id| {
-            let end = home.run(id).await?.map_or(End::Unknown, |(run, _)| End::of(&run));
-            Ok((id, end))
-        })
+        .map(async |id| Ok((id, home.run(id).await?.map(|(run, _)| run))))
         .buffer_unordered(RUNS_AT_ONCE)
         .try_collect()
         .await

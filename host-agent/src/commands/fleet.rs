@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use strongroom_fleet::message::{MAX_MESSAGE_BYTES, Message, Request, Wanted};
 use strongroom_fleet::run::{Run, RunState};
 use strongroom_fleet::shard::run_of_request;
-use strongroom_fleet::{Home, Incoming, Outbox, QueueName, Service};
-use strongroom_format::ids::{RunId, TimestampMs};
+use strongroom_fleet::{Home, Outbox, QueueName, Service};
+use strongroom_format::ids::RunId;
 use strongroom_vault::{VaultError, VaultResult};
 use tokio::sync::watch as signal;
 use tokio::task::LocalSet;
@@ -22,7 +22,7 @@ use tracing::info;
 use super::Done;
 use crate::agent::Agent;
 use crate::cli::{RequestCommand, RunsArgs, Sending, UpArgs};
-use crate::fleet::{Pace, open, run_functions};
+use crate::fleet::{HANDLER_TIME_MS, Pace, open, run_functions};
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
 
@@ -30,8 +30,6 @@ use crate::output::{Output, bytes, time};
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Runs read at once.
 const RUNS_AT_ONCE: usize = 16;
-/// How long a handler of `up` may take, milliseconds.
-const HANDLER_TIME_MS: u64 = 60_000;
 
 /// Runs the agent of this host until it is told to stop.
 pub async fn agent(settings: &Settings) -> VaultResult<Done> {
@@ -69,8 +67,9 @@ pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
     ended.map(|()| Done::Well)
 }
 
-/// Brings this host and the volumes of the configuration file into the fleet, with the handler of requests and before
-/// anything else is handled: whatever waits in the queues finds them known.
+/// Brings this host and the volumes of the configuration file into the fleet, as requests do and before anything else is
+/// handled: whatever waits in the queues finds them known. Each start does it again, so none of it is a run of its own that
+/// would be left open if this process is killed.
 async fn bring_in_volumes(settings: &Settings, service: &Service) -> VaultResult<()> {
     let host = settings.host();
     let mut wanted = vec![Wanted::HostPut { host: host.clone() }];
@@ -79,16 +78,7 @@ async fn bring_in_volumes(settings: &Settings, service: &Service) -> VaultResult
         wanted.push(Wanted::VolumePut { volume: name.clone(), spec });
     }
     for wanted in wanted {
-        let request = Request::new(new_key()?, wanted);
-        let message = Incoming { id: request.key.clone(), body: request.to_json(), receives: 1 };
-        let until = TimestampMs(service.home.now().0 + HANDLER_TIME_MS);
-        if let Some(failure) = strongroom_dispatcher::handle(service, &[message], until).await.pop() {
-            return Err(VaultError::Internal(failure.reason));
-        }
-        let run = service.home.run(run_of_request(service.home.sealer(), &request.key)).await?;
-        if let Some((Run { state: RunState::Failed { reason, .. }, .. }, _)) = run {
-            return Err(VaultError::Invalid(reason));
-        }
+        strongroom_dispatcher::make_change(service, &wanted).await?;
     }
     Ok(())
 }

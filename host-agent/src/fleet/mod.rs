@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use strongroom_connect::Queues;
+use strongroom_fleet::metric::Unmetered;
 use strongroom_fleet::{Home, Service, Targets};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::sync::Mutex;
@@ -17,6 +18,10 @@ use crate::open::Settings;
 
 pub use functions::{Pace, pause_after, run_functions};
 pub use volumes::VolumeConfig;
+
+/// How long a handler of `up` may take, milliseconds. Its messages are kept from others, and its runs count as being worked on,
+/// for twice as long.
+pub const HANDLER_TIME_MS: u64 = 60_000;
 
 /// Opens the home and the queues that the settings name.
 ///
@@ -34,7 +39,16 @@ pub async fn open(settings: &Settings) -> VaultResult<(Service, Arc<Queues>)> {
     let home = Home::new(home);
     let targets = FleetTargets { home: home.clone(), settings: settings.clone(), opened: Mutex::default() };
     let outbox = Arc::clone(&queues);
-    Ok((Service { home, targets: Arc::new(targets), outbox }, queues))
+    Ok((
+        Service {
+            home,
+            targets: Arc::new(targets),
+            outbox,
+            meter: Arc::new(Unmetered),
+            silent_ms: 2 * HANDLER_TIME_MS,
+        },
+        queues,
+    ))
 }
 
 /// The targets of a fleet, opened when they are asked for, with keys from this process's own settings.

@@ -10,6 +10,7 @@ pub mod agenda;
 pub mod committer;
 pub mod home;
 pub mod message;
+pub mod metric;
 pub mod outcome;
 pub mod run;
 pub mod schedule;

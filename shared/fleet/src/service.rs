@@ -8,6 +8,7 @@ use strongroom_vault::{Target, VaultError, VaultResult};
 
 use crate::home::Home;
 use crate::message::{Message, RunMessage};
+use crate::metric::Meter;
 use crate::run::{Claim, Run};
 use strongroom_format::ids::RunId;
 
@@ -119,6 +120,10 @@ pub struct Service {
     pub targets: Arc<dyn Targets>,
     /// Its queues.
     pub outbox: Arc<dyn Outbox>,
+    /// Who wants to know figures.
+    pub meter: Arc<dyn Meter>,
+    /// After so long without an end, a function that took a run counts as gone, milliseconds: longer than it may run.
+    pub silent_ms: u64,
 }
 
 /// What came of asking to work on a run.

@@ -5,7 +5,7 @@
 //! this paragraph; every store passes it.
 //!
 //! Stores: [`MemoryStore`], [`DirectoryStore`]; S3 lives in its own crate. Decorators, one purpose each: [`Retry`],
-//! [`Counting`], [`Recording`], [`Latency`], [`Faulty`], [`Overlay`].
+//! [`Counting`], [`Recording`], [`Latency`], [`Limit`], [`Faulty`], [`Overlay`].
 //!
 //! Invariant: nothing here looks into what it stores. Stores know keys and bytes, never their meaning.
 
@@ -28,6 +28,7 @@ use strongroom_format::layout::{KeyPrefix, ObjectKey};
 pub use decorate::counting::{Count, Counters, Counting, RequestCounts};
 pub use decorate::faulty::{Call, Fault, FaultRates, Faulty};
 pub use decorate::latency::Latency;
+pub use decorate::limit::{Allowance, Bandwidth, Limit};
 pub use decorate::overlay::Overlay;
 pub use decorate::recording::{CallLog, Recording};
 pub use decorate::retry::{Retry, RetryPolicy};

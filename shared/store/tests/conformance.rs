@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
-    Counting, DirectoryStore, ETag, FaultRates, Faulty, Latency, ListPage, MemoryStore, Object, ObjectStore,
-    Overlay, Recording, Retry, RetryPolicy, StoreResult, conformance,
+    Allowance, Bandwidth, Counting, DirectoryStore, ETag, FaultRates, Faulty, Latency, Limit, ListPage,
+    MemoryStore, Object, ObjectStore, Overlay, Recording, Retry, RetryPolicy, StoreResult, conformance,
 };
 
 #[tokio::test]
@@ -64,6 +64,14 @@ async fn latency_orders_calls_at_random() {
     for seed in 0..4 {
         let (fixed, jitter) = (Duration::from_millis(20), Duration::from_millis(80));
         conformance::run(&Latency::new(MemoryStore::new(), fixed, jitter, seed)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_only_takes_time() {
+    for rate in [None, Some(0), Some(1000), Some(u64::MAX)] {
+        let bandwidth = Bandwidth { upload: rate, download: rate };
+        conformance::run(&Limit::new(MemoryStore::new(), Allowance::new(bandwidth))).await;
     }
 }
 

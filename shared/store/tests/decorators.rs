@@ -7,11 +7,12 @@ use std::time::Duration;
 use strongroom_format::ids::{PackId, RunId};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
-    Call, Count, Counting, Fault, FaultRates, Faulty, KeyKind, Latency, MemoryStore, ObjectStore, Operation,
-    Recording, StoreErrorKind,
+    Allowance, Bandwidth, Call, Count, Counting, Fault, FaultRates, Faulty, KeyKind, Latency, Limit,
+    MemoryStore, ObjectStore, Operation, Recording, StoreErrorKind,
 };
 
 const RUN: ObjectKey = ObjectKey::Run(RunId::from_bytes([1; 16]));
+const PACK_TO_COME: ObjectKey = ObjectKey::Pack(PackId::from_bytes([99; 16]));
 const PACK: ObjectKey = ObjectKey::Pack(PackId::from_bytes([2; 16]));
 
 #[tokio::test]
@@ -69,6 +70,54 @@ async fn recording_keeps_the_order_of_calls() {
     );
     assert_eq!(calls[2].1, "packs/02/");
     assert!(log.calls().is_empty());
+}
+
+/// Seconds that something takes.
+async fn seconds<T>(work: impl Future<Output = T>) -> f64 {
+    let begun = tokio::time::Instant::now();
+    work.await;
+    begun.elapsed().as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn bandwidth_is_limited_in_each_direction_whatever_runs_at_once() {
+    let below = MemoryStore::new();
+    let bandwidth = Bandwidth { upload: Some(1 << 20), download: Some(2 << 20) };
+    let store = Limit::new(below.clone(), Allowance::new(bandwidth));
+    let keys: Vec<ObjectKey> = (1..=10).map(|n| ObjectKey::Pack(PackId::from_bytes([n; 16]))).collect();
+    let content = bytes::Bytes::from(vec![7; 1 << 20]);
+    // Ten MiB at one a second, the first second's worth at once.
+    let puts = keys.iter().map(|key| store.put_if_absent(key, content.clone()));
+    let took = seconds(futures_util::future::try_join_all(puts)).await;
+    assert!((8.9..9.1).contains(&took), "{took}");
+    // Nothing is owed for reading yet, and what is written does not count for it.
+    let gets = keys.iter().map(|key| store.get_range(key, 0..1 << 20));
+    let took = seconds(futures_util::future::try_join_all(gets)).await;
+    assert!((3.9..4.1).contains(&took), "{took}");
+    // After a rest a second's worth goes at once, and no more than that.
+    tokio::time::sleep(Duration::from_secs(100)).await;
+    let took = seconds(async {
+        for key in &keys[..3] {
+            store.get(key, 1 << 20).await.unwrap();
+        }
+    })
+    .await;
+    assert!((0.4..0.6).contains(&took), "{took}");
+    // What is small and urgent is never held up, not even behind what is.
+    let first = store.put_if_absent(&PACK_TO_COME, vec![1; 5 << 20].into());
+    let took = seconds(async {
+        tokio::select! {
+            _ = first => panic!("five MiB at one a second"),
+            listed = async {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                store.put_if_absent(&RUN, "a sign of life".into()).await.unwrap();
+                store.list(KeyPrefix::All, None).await
+            } => assert_eq!(listed.unwrap().objects.len(), 11),
+        }
+    })
+    .await;
+    assert!(took < 0.01, "{took}");
+    assert_eq!(seconds(Limit::new(below, Allowance::default()).get(&keys[0], 1 << 20)).await, 0.0);
 }
 
 #[tokio::test(start_paused = true)]

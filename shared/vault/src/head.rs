@@ -13,7 +13,7 @@ use strongroom_catalog::root::{MAX_ROOT_BYTES, Root};
 use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::FormatError;
 use strongroom_format::ids::{Epoch, NodeId};
-use strongroom_format::layout::{NodeKey, ObjectKey};
+use strongroom_format::layout::{KeyPrefix, NodeKey, ObjectKey};
 use strongroom_format::seal::SealedBody;
 use strongroom_store::{ETag, StoreErrorKind};
 use tokio::time::Instant;
@@ -105,6 +105,24 @@ impl Target {
         let seen = witness.newest(self.id())?;
         witness.accept(self.id(), &now)?;
         Ok((seen.map(|seen| seen.epoch), now.epoch))
+    }
+
+    /// Looks for a copy of a root that is newer than the root that is there: copies are made of roots that were in force, so
+    /// somebody has put an older one back. Answers its epoch and the root's. Takes two requests; needs no memory.
+    ///
+    /// # Errors
+    /// As [`Target::head`]; `Store`.
+    pub async fn newer_copy(&self, head: &Head) -> VaultResult<Option<(Epoch, Epoch)>> {
+        let after = ObjectKey::RootCopy(head.root.epoch).to_string();
+        let page = self.context.store.list(KeyPrefix::Roots, Some(&after)).await?;
+        let epoch = |key: &str| match key.parse() {
+            Ok(ObjectKey::RootCopy(epoch)) => Some(epoch),
+            _ => None,
+        };
+        let Some(newest) = page.objects.iter().rev().find_map(|row| epoch(&row.key)) else { return Ok(None) };
+        // The catalog may have moved on between the two.
+        let now = self.head().await?.root.epoch;
+        Ok((newest > now).then_some((newest, now)))
     }
 
     async fn read_head(&self) -> VaultResult<Head> {

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use strongroom_fleet::message::{Message, Request, Wanted};
+use strongroom_fleet::metric::Unmetered;
 use strongroom_fleet::schedule::{Schedule, Slots};
 use strongroom_fleet::shard::shard_of;
 use strongroom_fleet::volume::VolumeSpec;
@@ -130,6 +131,8 @@ async fn in_virtual_time(options: Options) -> anyhow::Result<Summary> {
             home: Home::new(target.clone()),
             targets: Arc::new(HomeOnly(target)),
             outbox: Arc::clone(&mail) as _,
+            meter: Arc::new(Unmetered),
+            silent_ms: 960_000,
         };
         (service, counters)
     };

@@ -82,6 +82,7 @@ async fn work(fleet: &Fleet, host: &str, run: &Run) -> VaultResult<RunResult> {
             Ok(RunResult {
                 backup: Some(report.backup),
                 logical_bytes: report.size_bytes,
+                read_bytes: report.stats.data_bytes,
                 ..RunResult::default()
             })
         }

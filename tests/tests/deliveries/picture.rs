@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use strongroom_fleet::metric::Metric;
 use strongroom_fleet::run::{Job, Origin, RunState};
 use strongroom_fleet::shard::SHARDS;
 use strongroom_format::ids::{BackupId, TimestampMs};
@@ -38,6 +39,14 @@ pub async fn of(fleet: &Fleet, dead: &BTreeSet<String>) -> Vec<String> {
     }
     runs(fleet, &names, &mut lines).await;
     lines.extend(restored(fleet));
+    // Ends of backups are counted once, however often they are looked at; what is measured at each check is not.
+    let sums = fleet.figures.sums();
+    for metric in [Metric::BackupsStarted, Metric::BackupsSucceeded, Metric::BackupsFailed, Metric::BytesRead]
+    {
+        lines.push(format!("{} {}", metric.name(), sums.get(&metric).copied().unwrap_or_default()));
+    }
+    assert_eq!(sums[&Metric::RootRollbacks], 0.0);
+    assert_eq!(sums[&Metric::MissingPacks], 0.0);
     let mut made = fleet.backed_up.borrow().clone();
     made.sort();
     lines.push(format!("backups made: {}", made.join(" ")));

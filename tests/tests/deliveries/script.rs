@@ -4,12 +4,13 @@
 //! each has one right outcome, whatever comes again and whenever.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::json;
+use strongroom_fleet::metric::{Measurement, Meter, Metric};
 use strongroom_fleet::{Home, Outbox, QueueName, Service, Targets};
 use strongroom_format::ids::TimestampMs;
 use strongroom_store::{Latency, MemoryStore};
@@ -48,6 +49,25 @@ impl Outbox for Mail {
     }
 }
 
+/// The sum of each figure.
+#[derive(Debug, Default)]
+pub struct Figures(Mutex<BTreeMap<Metric, f64>>);
+
+impl Meter for Figures {
+    fn record(&self, measurements: &[Measurement]) {
+        let mut sums = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for measurement in measurements {
+            *sums.entry(measurement.metric).or_default() += measurement.value;
+        }
+    }
+}
+
+impl Figures {
+    pub fn sums(&self) -> BTreeMap<Metric, f64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// The home and one more target.
 #[derive(Debug)]
 struct Two {
@@ -72,6 +92,7 @@ pub struct Fleet {
     pub functions: Service,
     pub hosts: Service,
     pub mail: Arc<Mail>,
+    pub figures: Arc<Figures>,
     pub folder: tempfile::TempDir,
     /// The volumes of backups that were made, one for each.
     pub backed_up: RefCell<Vec<String>>,
@@ -106,16 +127,20 @@ impl Fleet {
             targets.push([target.with_context(context(200)), target.with_context(context(300))]);
         }
         let mail = Arc::new(Mail::default());
+        let figures = Arc::new(Figures::default());
         let service = |view: usize| Service {
             home: Home::new(targets[0][view].clone()),
             targets: Arc::new(Two { home: targets[0][view].clone(), side: targets[1][view].clone() }),
             outbox: Arc::clone(&mail) as _,
+            meter: Arc::clone(&figures) as _,
+            silent_ms: 960_000,
         };
         Self {
             functions: service(0),
             hosts: service(1),
             clock,
             mail,
+            figures,
             folder: tempfile::tempdir().unwrap(),
             backed_up: RefCell::default(),
             contents: RefCell::default(),

@@ -4,6 +4,7 @@
 pub(crate) mod counting;
 pub(crate) mod faulty;
 pub(crate) mod latency;
+pub(crate) mod limit;
 pub(crate) mod overlay;
 pub(crate) mod recording;
 pub(crate) mod retry;
