@@ -21,6 +21,7 @@ use bytes::Bytes;
 use strongroom_catalog::find::find;
 use strongroom_fleet::committer::QueueCommitter;
 use strongroom_fleet::message::{Message, Request, RunMessage, Wanted};
+use strongroom_fleet::metric::Unmetered;
 use strongroom_fleet::run::{Job, RunResult};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::service::Claimed;
@@ -230,6 +231,8 @@ impl Fleet {
                 home: Home::new(target.clone()),
                 targets: Arc::new(HomeOnly(Home::new(target))),
                 outbox: Arc::clone(&outbox) as _,
+                meter: Arc::new(Unmetered),
+                silent_ms: 960_000,
             };
             parties.insert(name, Party { name, service, log: recording.1, outbox });
         }
