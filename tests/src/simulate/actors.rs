@@ -92,7 +92,7 @@ impl Climate {
         };
         Self {
             pace: SECOND * *chance.pick(paces).unwrap_or(&1),
-            kills: share(&[0.0, 0.0, 0.3]),
+            kills: share(if temper == Temper::Slow { &[0.0, 0.3, 0.5] } else { &[0.0, 0.0, 0.3] }),
             line: Line {
                 lost_requests: share(losses),
                 lost_answers: share(losses),
@@ -404,7 +404,10 @@ impl Person {
             };
             let mut options = options;
             if self.climate.crowded {
-                options.rewrite.below_percent = chance.pick(&[50, 90]).copied().unwrap_or(50);
+                // The quick ones leave some to the slow ones.
+                let below_percent: &[u8] =
+                    if self.climate.line.root_stalls > 0.0 { &[90] } else { &[0, 50, 50] };
+                options.rewrite.below_percent = chance.pick(below_percent).copied().unwrap_or(50);
                 // A pack at a time.
                 options.rewrite.max_bytes = chance.pick(&[u64::MAX, 20 << 10]).copied().unwrap_or(u64::MAX);
             }
