@@ -1,5 +1,6 @@
 //! `backup` and `restore`.
 
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use strongroom_catalog::find::find;
 use strongroom_vault::backup::{BackupOptions, BackupReport, Source, backup as back_up};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{RestoreOptions, restore_to_path, restore_to_stream};
-use strongroom_vault::{Progress, Target, VaultResult};
+use strongroom_vault::{Progress, Target, VaultError, VaultResult};
 
 use super::Done;
 use crate::cli::{BackupArgs, RestoreArgs};
@@ -22,7 +23,8 @@ pub async fn backup(
     output: Output,
 ) -> VaultResult<Done> {
     let source = if args.source == Path::new("-") {
-        Source::stream("-", Box::new(std::io::stdin()))
+        let input = std::io::stdin().as_fd().try_clone_to_owned();
+        Source::standard_input(input.map_err(|error| VaultError::io("opening", Path::new("-"), error))?)?
     } else {
         Source::open(&args.source)?
     };

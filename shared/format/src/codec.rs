@@ -63,6 +63,38 @@ pub(crate) fn decode<T: DeserializeOwned>(plain: &[u8], limit: usize) -> Result<
 
 /// Decompresses exactly one zstd frame that states its content size, of at most `limit` bytes.
 pub(crate) fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Problem> {
+    Decompressor::new()?.decompress(compressed, limit)
+}
+
+/// What decompresses many frames: making its state anew for each takes longer than a small frame does.
+pub(crate) struct Decompressor(zstd::bulk::Decompressor<'static>);
+
+impl Decompressor {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// `Malformed` if zstd refuses, which only a lack of memory explains.
+    pub fn new() -> Result<Self, Problem> {
+        let made = zstd::bulk::Decompressor::new();
+        made.map(Self).map_err(|error| Problem::malformed(format!("zstd: {error}")))
+    }
+
+    /// Decompresses exactly one zstd frame that states its content size, of at most `limit` bytes.
+    pub fn decompress(&mut self, compressed: &[u8], limit: usize) -> Result<Vec<u8>, Problem> {
+        let size = checked_size(compressed, limit)?;
+        let plain = self
+            .0
+            .decompress(compressed, size)
+            .map_err(|error| Problem::malformed(format!("zstd: {error}")))?;
+        if plain.len() != size {
+            return Err(Problem::malformed("zstd frame is shorter than it states"));
+        }
+        Ok(plain)
+    }
+}
+
+/// The content size of exactly one zstd frame, of at most `limit` bytes.
+fn checked_size(compressed: &[u8], limit: usize) -> Result<usize, Problem> {
     let size = match zstd::zstd_safe::get_frame_content_size(compressed) {
         Ok(Some(size)) => size,
         Ok(None) | Err(_) => return Err(Problem::malformed("not a zstd frame that states its size")),
@@ -74,12 +106,7 @@ pub(crate) fn decompress(compressed: &[u8], limit: usize) -> Result<Vec<u8>, Pro
     if zstd::zstd_safe::find_frame_compressed_size(compressed) != Ok(compressed.len()) {
         return Err(Problem::malformed("not one whole zstd frame"));
     }
-    let plain = zstd::bulk::decompress(compressed, usize_of(size))
-        .map_err(|error| Problem::malformed(format!("zstd: {error}")))?;
-    if plain.len() as u64 != size {
-        return Err(Problem::malformed("zstd frame is shorter than it states"));
-    }
-    Ok(plain)
+    Ok(usize_of(size))
 }
 
 /// Writes a column of integers, little-endian.

@@ -4,6 +4,8 @@
 //! never used with one nonce for two different messages: the nonce is derived from the very bytes it encrypts (a
 //! synthetic nonce, as SIV modes do, RFC 5297), so that another compressor or level gives another nonce.
 
+use std::io::Cursor;
+
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305, XNonce};
 
@@ -115,11 +117,13 @@ impl FrameSealer {
     fn encode(&mut self, plaintext: &[u8], out: &mut Vec<u8>) {
         let start = out.len();
         out.push(ENCODING_ZSTD);
-        // Room for one byte less than the plaintext: zstd gives up where it would not be shorter.
-        out.resize(start + 1 + plaintext.len().saturating_sub(1), 0);
-        match self.compressor.compress_to_buffer(plaintext, &mut out[start + 1..]) {
-            Ok(length) => out.truncate(start + 1 + length),
-            Err(_) => {
+        // Room for as much as the plaintext: zstd gives up where it needs more.
+        out.reserve(plaintext.len());
+        let mut end = Cursor::new(&mut *out);
+        end.set_position(start as u64 + 1);
+        match self.compressor.compress_to_buffer(plaintext, &mut end) {
+            Ok(length) if length < plaintext.len() => out.truncate(start + 1 + length),
+            Ok(_) | Err(_) => {
                 out.truncate(start);
                 out.push(ENCODING_RAW);
                 out.extend_from_slice(plaintext);
@@ -128,11 +132,71 @@ impl FrameSealer {
     }
 }
 
-/// Opens a frame and checks that its plaintext has the id and length it should have.
+/// Opens frames. One per thread: it keeps a decompressor.
+pub struct FrameOpener {
+    namer: ChunkNamer,
+    decompressor: codec::Decompressor,
+}
+
+impl std::fmt::Debug for FrameOpener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FrameOpener")
+    }
+}
+
+impl FrameOpener {
+    /// Makes an opener.
+    ///
+    /// # Errors
+    /// `Malformed` if zstd refuses, which only a lack of memory explains.
+    pub fn new(namer: ChunkNamer) -> Result<Self, Problem> {
+        Ok(Self { namer, decompressor: codec::Decompressor::new()? })
+    }
+
+    /// Opens a frame and checks that its plaintext has the id and length it should have.
+    ///
+    /// # Errors
+    /// `NotAuthentic` for damage or a wrong key, `WrongContent` for a plaintext with another id (a hostile or faulty
+    /// writer), `Malformed`, `Truncated` or `TooLarge` for anything else.
+    pub fn open(
+        &mut self,
+        id: &ChunkId,
+        key: &Secret32,
+        plaintext_len: usize,
+        frame: &[u8],
+    ) -> Result<Vec<u8>, Problem> {
+        if plaintext_len > MAX_CHUNK_BYTES {
+            return Err(Problem::TooLarge { size: plaintext_len as u64, limit: MAX_CHUNK_BYTES as u64 });
+        }
+        let truncated = Problem::Truncated { need: FRAME_OVERHEAD as u64, have: frame.len() as u64 };
+        let (nonce, rest) = frame.split_first_chunk::<NONCE_LEN>().ok_or(truncated.clone())?;
+        let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(truncated.clone())?;
+        let mut payload = ciphertext.to_vec();
+        XChaCha20Poly1305::new(key.expose().into())
+            .decrypt_inout_detached(
+                &XNonce::from(*nonce),
+                &frame_associated_data(id, plaintext_len),
+                InOutBuf::from(payload.as_mut_slice()),
+                &(*tag).into(),
+            )
+            .map_err(|_| Problem::NotAuthentic)?;
+        let (encoding, encoded) = payload.split_first().ok_or(truncated)?;
+        let plaintext = match *encoding {
+            ENCODING_RAW => payload.split_off(1),
+            ENCODING_ZSTD => self.decompressor.decompress(encoded, plaintext_len)?,
+            other => return Err(Problem::malformed(format!("frame encoding {other} is unknown"))),
+        };
+        if plaintext.len() != plaintext_len || self.namer.id(&PlaintextHash::of(&plaintext)) != *id {
+            return Err(Problem::WrongContent(*id));
+        }
+        Ok(plaintext)
+    }
+}
+
+/// Opens a single frame, as [`FrameOpener::open`] does.
 ///
 /// # Errors
-/// `NotAuthentic` for damage or a wrong key, `WrongContent` for a plaintext with another id (a hostile or faulty
-/// writer), `Malformed`, `Truncated` or `TooLarge` for anything else.
+/// Those of [`FrameOpener::open`].
 pub fn open_frame(
     namer: &ChunkNamer,
     id: &ChunkId,
@@ -140,31 +204,7 @@ pub fn open_frame(
     plaintext_len: usize,
     frame: &[u8],
 ) -> Result<Vec<u8>, Problem> {
-    if plaintext_len > MAX_CHUNK_BYTES {
-        return Err(Problem::TooLarge { size: plaintext_len as u64, limit: MAX_CHUNK_BYTES as u64 });
-    }
-    let truncated = Problem::Truncated { need: FRAME_OVERHEAD as u64, have: frame.len() as u64 };
-    let (nonce, rest) = frame.split_first_chunk::<NONCE_LEN>().ok_or(truncated.clone())?;
-    let (ciphertext, tag) = rest.split_last_chunk::<TAG_LEN>().ok_or(truncated.clone())?;
-    let mut payload = ciphertext.to_vec();
-    XChaCha20Poly1305::new(key.expose().into())
-        .decrypt_inout_detached(
-            &XNonce::from(*nonce),
-            &frame_associated_data(id, plaintext_len),
-            InOutBuf::from(payload.as_mut_slice()),
-            &(*tag).into(),
-        )
-        .map_err(|_| Problem::NotAuthentic)?;
-    let (encoding, encoded) = payload.split_first().ok_or(truncated)?;
-    let plaintext = match *encoding {
-        ENCODING_RAW => payload.split_off(1),
-        ENCODING_ZSTD => codec::decompress(encoded, plaintext_len)?,
-        other => return Err(Problem::malformed(format!("frame encoding {other} is unknown"))),
-    };
-    if plaintext.len() != plaintext_len || namer.id(&PlaintextHash::of(&plaintext)) != *id {
-        return Err(Problem::WrongContent(*id));
-    }
-    Ok(plaintext)
+    FrameOpener::new(namer.clone())?.open(id, key, plaintext_len, frame)
 }
 
 fn frame_nonce(nonce_key: &Secret32, id: &ChunkId, payload: &[u8]) -> [u8; NONCE_LEN] {

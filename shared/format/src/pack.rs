@@ -108,6 +108,13 @@ impl PackBuilder {
         self.frames.len()
     }
 
+    /// Says whether a frame of `frame_len` bytes goes in before the front (header and frames) is longer than `pack_bytes`.
+    ///
+    /// Filled to just below a power of two, a front is padded by little; one that is just above it, by a thirty-second.
+    pub fn has_room(&self, frame_len: usize, pack_bytes: usize) -> bool {
+        HEADER_LEN + self.frames.len() + frame_len <= pack_bytes
+    }
+
     /// Says whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

@@ -11,6 +11,7 @@
 
 pub mod conformance;
 mod decorate;
+pub mod direct;
 mod directory;
 mod memory;
 mod operation;

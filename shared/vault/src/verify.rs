@@ -11,7 +11,7 @@ use futures_util::{StreamExt, stream};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use strongroom_catalog::root::{MAX_ROOT_BYTES, Root};
-use strongroom_format::frame::{ChunkNamer, open_frame};
+use strongroom_format::frame::{ChunkNamer, FrameOpener};
 use strongroom_format::ids::{BackupId, PackId, SegmentId};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
@@ -432,8 +432,9 @@ async fn check_one(
 ) -> VaultResult<PackFindings> {
     let key = ObjectKey::Pack(pack);
     let object = target.context.store.get(&key, MAX_PACK_BYTES).await?;
-    let (sealer, namer) =
-        (target.sealer.clone(), target.restore().ok().map(|r| ChunkNamer::new(r.chunk_id_key.clone())));
+    let sealer = target.sealer.clone();
+    let namer = target.restore().ok().map(|secrets| ChunkNamer::new(secrets.chunk_id_key.clone()));
+    let mut opener = namer.map(FrameOpener::new).transpose().map_err(|problem| problem.of(key))?;
     let progress = Arc::clone(progress);
     let checked = crate::off_thread::run(move || {
         let mut problems = Vec::new();
@@ -442,11 +443,11 @@ async fn check_one(
         }
         let mut checked = 0;
         for (chunk, chunk_key) in &chunks {
-            let Some(namer) = &namer else { break };
+            let Some(opener) = &mut opener else { break };
             let start = chunk.offset as usize;
             let frame = object.bytes.get(start..start + chunk.frame_len as usize).unwrap_or_default();
             checked += 1;
-            if let Err(problem) = open_frame(namer, &chunk.id, chunk_key, chunk.len as usize, frame) {
+            if let Err(problem) = opener.open(&chunk.id, chunk_key, chunk.len as usize, frame) {
                 problems.push(format!("{key}: chunk {} at {start}: {problem}", chunk.id));
             }
         }

@@ -223,6 +223,7 @@ fuzz_target!(|input: Input| {
         keep_monthly,
         keep_yearly,
         keep_within_ms: input.within_ms,
+        max_rate: None,
     };
     let retention = retention::plan(&before, &policy, None, now, &jiff::tz::TimeZone::UTC);
     let removals = retention.removals();

@@ -130,7 +130,10 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
     let node = NodeKey { base_epoch: Epoch(7), id: NodeId::from_bytes([4; 16]) };
     let mut root = Root::first(WORLD.target, Incarnation::from_bytes([1; 16]), Epoch(9), TimestampMs(6));
     root.previous = Some([8; 32]);
-    root.volumes.insert("db/data".to_owned(), Volume { backups: vec![BackupEntry::of(&manifest)], ..Volume::default() });
+    root.volumes.insert(
+        "db/data".to_owned(),
+        Volume { backups: vec![BackupEntry::of(&manifest)], ..Volume::default() },
+    );
     root.indexes.push(IndexRef { id: IndexId::from_bytes([5; 16]), size_bytes: 1000 });
     root.released.push(ObjectName::Manifest(BACKUP));
     root.dead.push(Batch {
@@ -141,7 +144,7 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
         names: 1,
         bytes: 10,
         pardoned: vec![ObjectName::Segment(SEGMENT)],
-rewritten: false,
+        rewritten: false,
     });
     let index = IndexBody::new([&pack.directory]);
     let open = InboxOpen {
@@ -169,6 +172,7 @@ rewritten: false,
                 Kind::InboxRecord => sealer.seal(key, &InboxRecord { packs: index.clone() }, rng),
                 Kind::Reader => sealer.seal(key, &reader, rng),
                 Kind::Keyring | Kind::Pack | Kind::Outcome | Kind::Run => Vec::new(),
+                Kind::FleetSettings | Kind::FleetShard | Kind::FleetAgenda => Vec::new(),
             };
             (*kind, object)
         })

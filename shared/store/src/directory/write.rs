@@ -1,7 +1,7 @@
 //! Writing and deleting: a temporary file is filled and synced, gets its name in one step, and its folder is synced.
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use tempfile::{NamedTempFile, PersistError};
 
 use super::errors::from_io;
 use super::{LOCK_FOLDER, TEMPORARY_FOLDER, Tree, read};
+use crate::direct::write_whole;
 use crate::{ETag, StoreError, StoreErrorKind, StoreResult};
 
 /// How often a folder that is missing, or deleted by others when it became empty, is made again for one put.
@@ -150,14 +151,14 @@ fn write_temporary(tree: &Tree, bytes: &[u8]) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     // Like any file of this user: the umask decides who else may read it. The content is sealed.
     builder.prefix("").rand_bytes(16).permissions(Permissions::from_mode(0o666));
-    let mut file = match builder.tempfile_in(&folder) {
+    let file = match builder.tempfile_in(&folder) {
         Err(error) if error.kind() == ErrorKind::NotFound && tree.is_in_place() => {
             create_folder(&folder)?;
             builder.tempfile_in(&folder)?
         }
         answer => answer?,
     };
-    file.write_all(bytes)?;
+    write_whole(file.as_file(), file.path(), bytes)?;
     file.as_file().sync_all()?;
     Ok(file)
 }

@@ -105,8 +105,10 @@ impl Packer {
     pub async fn push(&self, id: ChunkId, plain_len: u32, frame: &[u8]) -> Result<(), Stopped> {
         let full = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_full = !open.is_empty() && !open.has_room(frame.len(), self.pack_bytes);
+            let full = is_full.then(|| std::mem::take(&mut *open));
             open.push(id, plain_len, frame);
-            (open.frame_bytes() >= self.pack_bytes).then(|| std::mem::take(&mut *open))
+            full
         };
         match full {
             Some(full) => self.close(full).await,

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 
@@ -55,18 +56,33 @@ impl Source {
     pub fn open(path: &Path) -> VaultResult<Self> {
         let io = |error| VaultError::io("opening", path, error);
         let file = File::open(path).map_err(io)?;
-        let metadata = file.metadata().map_err(io)?;
-        let size_bytes = if metadata.is_file() {
-            metadata.len()
-        } else if metadata.file_type().is_block_device() {
-            seek(&file, SeekFrom::End(0)).map_err(|error| io(error.into()))?
-        } else {
-            return Err(VaultError::Invalid(format!(
+        let size_bytes = size_of(&file).map_err(io)?.ok_or_else(|| {
+            VaultError::Invalid(format!(
                 "{}: neither a file nor a block device; give one, or - for standard input",
                 path.display()
-            )));
-        };
+            ))
+        })?;
         Ok(Self { name: path.to_owned(), input: Input::Seekable { file, size_bytes, next: 0, data_end: 0 } })
+    }
+
+    /// Takes what standard input is. A file or block device at its start is read as one: with its holes skipped, and
+    /// again from its start if the backup has to be begun anew. Anything else is a stream.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn standard_input(input: OwnedFd) -> VaultResult<Self> {
+        let name = Path::new("-");
+        let file = File::from(input);
+        let is_at_start = seek(&file, SeekFrom::Current(0)).is_ok_and(|at| at == 0);
+        let size_bytes = size_of(&file).map_err(|error| VaultError::io("opening", name, error))?;
+        Ok(match size_bytes.filter(|_| is_at_start) {
+            // Files that the kernel makes up as they are read have no length.
+            None | Some(0) => Self::stream("-", Box::new(file)),
+            Some(size_bytes) => Self {
+                name: name.to_owned(),
+                input: Input::Seekable { file, size_bytes, next: 0, data_end: 0 },
+            },
+        })
     }
 
     /// Takes bytes in memory, which can be read any number of times.
@@ -125,6 +141,18 @@ impl Source {
             Input::Stream { reader, ended } => read_stream(reader.as_mut(), ended, buffer),
         };
         read.map_err(|error| VaultError::io("reading", &self.name, error))
+    }
+}
+
+/// The length of a file or block device; `None` for anything else.
+fn size_of(file: &File) -> io::Result<Option<u64>> {
+    let metadata = file.metadata()?;
+    if metadata.is_file() {
+        Ok(Some(metadata.len()))
+    } else if metadata.file_type().is_block_device() {
+        Ok(Some(seek(file, SeekFrom::End(0))?))
+    } else {
+        Ok(None)
     }
 }
 

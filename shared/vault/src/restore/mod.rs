@@ -3,6 +3,7 @@
 //! Invariant: every chunk is authenticated and hashed against its id before it is written; what is missing or damaged
 //! fails the restore, and an incomplete destination never looks whole.
 
+mod blocks;
 mod plan;
 mod reader;
 mod sink;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::chunker::REGION_BYTES;
-use strongroom_format::frame::{ChunkNamer, open_frame};
+use strongroom_format::frame::{ChunkNamer, FrameOpener};
 use strongroom_format::ids::{BackupId, SessionId};
 use strongroom_format::index::ReaderRegistration;
 use strongroom_format::layout::{InboxEntry, ObjectKey};
@@ -208,7 +209,8 @@ impl<'a> Restore<'a> {
                         let extent_len = u64::from(extent.len());
                         match (extent, key) {
                             (Extent::Chunk(chunk), Some(key)) => {
-                                if at < range.end && at + extent_len > range.start {
+                                if let Some(piece) = cut_to(&range, at, extent_len) {
+                                    sink.expect(piece.start - self.range.start, piece.end - piece.start);
                                     planner.add(chunk, &key, at);
                                 }
                             }
@@ -226,11 +228,9 @@ impl<'a> Restore<'a> {
     }
 
     fn place_zeros(&self, sink: &Sink, range: &Range<u64>, at: u64, len: u64) -> VaultResult<()> {
-        let start = at.max(range.start);
-        let end = (at + len).min(range.end);
-        if start < end {
-            sink.zeros(start - self.range.start, end - start)?;
-            self.progress.done_bytes.fetch_add(end - start, Relaxed);
+        if let Some(piece) = cut_to(range, at, len) {
+            sink.zeros(piece.start - self.range.start, piece.end - piece.start)?;
+            self.progress.done_bytes.fetch_add(piece.end - piece.start, Relaxed);
         }
         Ok(())
     }
@@ -280,6 +280,7 @@ impl<'a> Restore<'a> {
         let (read, sink, range) = (Arc::clone(read), Arc::clone(sink), range.clone());
         let (namer, progress, base) = (self.namer.clone(), Arc::clone(self.progress), self.range.start);
         let writing = off_thread::run(move || {
+            let mut opener = opener(namer)?;
             let mut damaged = Vec::new();
             // In the order of the destination, not of the pack, which is shuffled: neighbours are written together.
             let mut in_order: Vec<&Wanted> = read.wanted.iter().collect();
@@ -288,7 +289,7 @@ impl<'a> Restore<'a> {
                 let start =
                     usize::try_from(u64::from(wanted.chunk.offset) - read.start).unwrap_or(usize::MAX);
                 let frame = bytes.get(start..start.saturating_add(wanted.chunk.frame_len as usize));
-                match frame.map(|frame| open_chunk(&namer, wanted, frame)) {
+                match frame.map(|frame| open_chunk(&mut opener, wanted, frame)) {
                     Some(Ok(plaintext)) => write_chunk(&sink, wanted, &plaintext, &range, base, &progress)?,
                     Some(Err(problem)) => {
                         warn!(pack = %read.pack, chunk = %wanted.chunk.id, %problem, "damaged; looking for another copy");
@@ -309,13 +310,14 @@ impl<'a> Restore<'a> {
         sink: &Sink,
         range: &Range<u64>,
     ) -> VaultResult<()> {
+        let mut opener = opener(self.namer.clone())?;
         let finder = self.elsewhere.get_or_try_init(|| ChunkFinder::load(self.target)).await?;
         finder.exclude(wanted.chunk.pack);
         while let Some(place) = finder.find(&wanted.chunk.id) {
             let frame_range = u64::from(place.offset)..u64::from(place.offset) + u64::from(place.frame_len);
             let frame = self.target.context.store.get_range(&ObjectKey::Pack(place.pack), frame_range).await;
             if let Ok(plaintext) =
-                frame.map_err(drop).and_then(|f| open_chunk(&self.namer, wanted, &f).map_err(drop))
+                frame.map_err(drop).and_then(|f| open_chunk(&mut opener, wanted, &f).map_err(drop))
             {
                 info!(chunk = %wanted.chunk.id, pack = %place.pack, "found another copy");
                 return write_chunk(sink, wanted, &plaintext, range, self.range.start, self.progress);
@@ -331,12 +333,22 @@ impl<'a> Restore<'a> {
     }
 }
 
+fn opener(namer: ChunkNamer) -> VaultResult<FrameOpener> {
+    FrameOpener::new(namer).map_err(|problem| VaultError::Internal(problem.to_string()))
+}
+
 fn open_chunk(
-    namer: &ChunkNamer,
+    opener: &mut FrameOpener,
     wanted: &Wanted,
     frame: &[u8],
 ) -> Result<Vec<u8>, strongroom_format::Problem> {
-    open_frame(namer, &wanted.chunk.id, &wanted.key, wanted.chunk.len as usize, frame)
+    opener.open(&wanted.chunk.id, &wanted.key, wanted.chunk.len as usize, frame)
+}
+
+/// What of `len` bytes at a place of the volume lies in the restored range.
+fn cut_to(range: &Range<u64>, place: u64, len: u64) -> Option<Range<u64>> {
+    let piece = place.max(range.start)..(place + len).min(range.end);
+    (piece.start < piece.end).then_some(piece)
 }
 
 /// Writes a chunk to all its places, cut to the restored range.
@@ -349,12 +361,11 @@ fn write_chunk(
     progress: &Progress,
 ) -> VaultResult<()> {
     for &place in &wanted.places {
-        let start = place.max(range.start);
-        let end = (place + plaintext.len() as u64).min(range.end);
-        let from = usize::try_from(start - place).unwrap_or(usize::MAX);
-        let to = usize::try_from(end.saturating_sub(place)).unwrap_or(usize::MAX);
+        let Some(piece) = cut_to(range, place, plaintext.len() as u64) else { continue };
+        let from = usize::try_from(piece.start - place).unwrap_or(usize::MAX);
+        let to = usize::try_from(piece.end - place).unwrap_or(usize::MAX);
         if let Some(bytes) = plaintext.get(from..to) {
-            sink.write_at(start - base, bytes)?;
+            sink.write_at(piece.start - base, bytes)?;
             progress.done_bytes.fetch_add(bytes.len() as u64, Relaxed);
             progress.data_bytes.fetch_add(bytes.len() as u64, Relaxed);
         }

@@ -56,13 +56,18 @@ impl ReadPlanner {
         self.wanted.len()
     }
 
-    /// Turns what was collected into requests, by pack, in order of offsets.
+    /// Turns what was collected into requests, in the order in which the volume needs them first, so that its blocks
+    /// become complete one after the other.
     pub fn take_reads(&mut self) -> Vec<Arc<PackRead>> {
         let mut by_pack: BTreeMap<PackId, Vec<Wanted>> = BTreeMap::new();
         for wanted in std::mem::take(&mut self.wanted).into_values() {
             by_pack.entry(wanted.chunk.pack).or_default().push(wanted);
         }
-        by_pack.into_iter().flat_map(|(pack, wanted)| coalesce(pack, wanted)).map(Arc::new).collect()
+        let mut reads: Vec<PackRead> =
+            by_pack.into_iter().flat_map(|(pack, wanted)| coalesce(pack, wanted)).collect();
+        let first = |read: &PackRead| read.wanted.iter().flat_map(|wanted| &wanted.places).min().copied();
+        reads.sort_by_cached_key(|read| (first(read), read.pack, read.start));
+        reads.into_iter().map(Arc::new).collect()
     }
 }
 

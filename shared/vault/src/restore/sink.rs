@@ -15,6 +15,7 @@ use strongroom_format::chunker::REGION_BYTES;
 use tempfile::NamedTempFile;
 use tracing::{debug, info};
 
+use super::blocks::Blocks;
 use crate::error::{VaultError, VaultResult};
 
 /// Zeros are written in pieces of this many bytes where a device can't be told to hold zeros.
@@ -39,6 +40,7 @@ pub enum Sink {
 pub struct FileSink {
     path: PathBuf,
     file: NamedTempFile,
+    blocks: Blocks,
 }
 
 /// A block device.
@@ -46,6 +48,7 @@ pub struct FileSink {
 pub struct DeviceSink {
     path: PathBuf,
     file: File,
+    blocks: Blocks,
     /// What belongs at the start, kept back.
     head: Mutex<Vec<u8>>,
 }
@@ -94,7 +97,8 @@ impl Sink {
         if let Err(error) = file.as_file().try_lock() {
             debug!(path = %file.path().display(), %error, "not locked");
         }
-        Ok(Self::File(FileSink { path: path.to_owned(), file }))
+        let blocks = Blocks::new(file.path());
+        Ok(Self::File(FileSink { path: path.to_owned(), file, blocks }))
     }
 
     fn open_device(path: &Path, size_bytes: u64) -> VaultResult<Self> {
@@ -114,7 +118,8 @@ impl Sink {
             )));
         }
         let head_len = usize::try_from(size_bytes.min(REGION_BYTES)).unwrap_or(0);
-        let sink = DeviceSink { path: path.to_owned(), file, head: Mutex::new(vec![0; head_len]) };
+        let blocks = Blocks::new(path);
+        let sink = DeviceSink { path: path.to_owned(), file, blocks, head: Mutex::new(vec![0; head_len]) };
         zero_range(&sink.file, 0, head_len as u64).and_then(|()| sink.file.sync_all()).map_err(io)?;
         Ok(Self::Device(sink))
     }
@@ -124,16 +129,28 @@ impl Sink {
         Self::Memory(MemorySink { start, bytes: Mutex::new(vec![0; len]) })
     }
 
-    /// Writes bytes at an offset.
+    /// Announces bytes that will be written, so that they can be written together with their neighbours.
+    pub fn expect(&self, offset: u64, len: u64) {
+        match self {
+            Self::File(sink) => sink.blocks.expect(offset, len),
+            Self::Device(sink) => {
+                let head = sink.head.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
+                let start = offset.max(head);
+                sink.blocks.expect(start, (offset + len).saturating_sub(start));
+            }
+            Self::Memory(_) => {}
+        }
+    }
+
+    /// Writes bytes at an offset, at the latest in [`Sink::finish`].
     ///
     /// # Errors
     /// `Io`.
     pub fn write_at(&self, offset: u64, bytes: &[u8]) -> VaultResult<()> {
         match self {
             Self::File(sink) => sink
-                .file
-                .as_file()
-                .write_all_at(bytes, offset)
+                .blocks
+                .write_at(sink.file.as_file(), offset, bytes)
                 .map_err(|error| VaultError::io("writing", &sink.path, error)),
             Self::Device(sink) => {
                 let mut head = sink.head.lock().unwrap_or_else(PoisonError::into_inner);
@@ -145,8 +162,8 @@ impl Sink {
                     head[at..at + first.len()].copy_from_slice(first);
                 }
                 drop(head);
-                sink.file
-                    .write_all_at(rest, offset + first.len() as u64)
+                sink.blocks
+                    .write_at(&sink.file, offset + first.len() as u64, rest)
                     .map_err(|error| VaultError::io("writing", &sink.path, error))
             }
             Self::Memory(sink) => {
@@ -184,7 +201,8 @@ impl Sink {
         match self {
             Self::File(sink) => {
                 let io = |error| VaultError::io("completing", &sink.path, error);
-                sink.file.as_file().sync_all().map_err(io)?;
+                let file = sink.file.as_file();
+                sink.blocks.flush(file).and_then(|()| file.sync_all()).map_err(io)?;
                 let path = sink.path.clone();
                 sink.file.persist(&path).map_err(|error| VaultError::io("completing", &path, error.error))?;
                 let folder =
@@ -196,8 +214,9 @@ impl Sink {
             }
             Self::Device(sink) => {
                 let head = sink.head.into_inner().unwrap_or_else(PoisonError::into_inner);
-                sink.file
-                    .sync_all()
+                sink.blocks
+                    .flush(&sink.file)
+                    .and_then(|()| sink.file.sync_all())
                     .and_then(|()| sink.file.write_all_at(&head, 0))
                     .and_then(|()| sink.file.sync_all())
                     .map_err(|error| VaultError::io("completing", &sink.path, error))?;
