@@ -206,7 +206,8 @@ pub fn plan_batch(
     let verdicts = submissions
         .iter()
         .map(|submission| {
-            let verdict = decide(&next, &dead, submission.manifest)?;
+            let on = if rules::holds(Rule::BatchDecidedInOrder) { &next } else { root };
+            let verdict = decide(on, &dead, submission.manifest)?;
             if let CommitVerdict::Admitted { pardoned } = &verdict {
                 pardon(&mut next, names, pardoned);
                 apply(&mut next, submission.manifest, submission.index_sizes);

@@ -12,6 +12,7 @@ use strongroom_format::seal::{Kind, SealedBody};
 
 use crate::dead::ObjectName;
 use crate::root::Root;
+use crate::rules::{self, Rule};
 
 /// A pack that took over chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -40,7 +41,9 @@ impl Moved {
     /// Leaves out what does not count any more on this root: a rewritten pack that a commit took back stays itself.
     #[must_use]
     pub fn effective(mut self, root: &Root) -> Self {
-        for name in root.dead.iter().filter(|batch| batch.rewritten).flat_map(|batch| &batch.pardoned) {
+        let rewritten =
+            root.dead.iter().filter(|batch| batch.rewritten && rules::holds(Rule::PardonUndoesMove));
+        for name in rewritten.flat_map(|batch| &batch.pardoned) {
             if let ObjectName::Pack(pack) = name {
                 self.packs.remove(pack);
             }
@@ -60,7 +63,7 @@ impl Moved {
 
     /// Adds packs that are being rewritten, and leads what led to them on to their heirs.
     pub fn rewrite(&mut self, rewritten: &BTreeMap<PackId, BTreeSet<Heir>>) {
-        for heirs in self.packs.values_mut() {
+        for heirs in self.packs.values_mut().filter(|_| rules::holds(Rule::RelocationsLedOn)) {
             let led_on: BTreeSet<Heir> = heirs
                 .iter()
                 .flat_map(|heir| match rewritten.get(&heir.pack) {

@@ -72,6 +72,40 @@ rules! {
     NamesUsedOnce,
     /// What a rebuilt index names is checked like what a commit names.
     RebuiltNamesChecked,
+    /// Commits of one batch are decided one after the other.
+    BatchDecidedInOrder,
+    /// What registered restores read is marked again on the root that a condemnation replaces.
+    ReadersMarkedAgain,
+    /// A restore reads the root after it has registered.
+    RegisteredBeforeRead,
+    /// What a restore holds back stays among what was removed.
+    HeldStaysReleased,
+    /// A copy of the root that dooms is stored before anything is deleted.
+    DoomKeptBeforeDeleting,
+    /// Counting goes on from the count and the relocations of the root that it replaces.
+    CountHoldsAtCount,
+    /// A condemnation goes on from the count and the relocations of the root that it replaces.
+    CountHoldsAtCondemn,
+    /// Forgetting goes on from the count and the relocations of the root that it replaces.
+    CountHoldsAtForget,
+    /// A rewriting goes on from the count and the relocations of the root that it replaces.
+    CountHoldsAtRewrite,
+    /// Packs that others have come to name are not rewritten.
+    ElsewhereCheckedAgain,
+    /// A pack that was taken back is not rewritten again while the root still says so.
+    TakenBackLeftAlone,
+    /// A pardoned pack does not count as rewritten any more.
+    PardonUndoesMove,
+    /// That a pack was taken back is kept when the batch that says so is forgotten.
+    TakenBackKept,
+    /// Relocations to a pack that is rewritten are led on to its heirs.
+    RelocationsLedOn,
+    /// Relocations stay as long as a segment names the rewritten pack.
+    RelocationsKept,
+    /// The packs that a rewriting brings in are pardoned like those of a commit.
+    HeirsPardoned,
+    /// The packs that a rewriting brings in are checked like those of a commit.
+    HeirsChecked,
 }
 
 impl fmt::Display for Rule {

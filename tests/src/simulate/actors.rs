@@ -15,7 +15,7 @@ use strongroom_format::ids::BackupId;
 use strongroom_store::StoreErrorKind;
 use strongroom_vault::backup::{BackupOptions, BackupReport, Source, backup};
 use strongroom_vault::collect::{CollectOptions, run as collect};
-use strongroom_vault::commit::{CommitRequest, commit};
+use strongroom_vault::commit::{CommitRequest, commit_batch};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::rebuild::rebuild;
 use strongroom_vault::remove::{RetentionRequest, delete, run_retention, undelete};
@@ -24,7 +24,7 @@ use strongroom_vault::{Progress, Target, VaultError, VaultResult};
 use tokio::time::{sleep, timeout};
 
 use super::volume::Volume;
-use super::watch::{Actor, Job};
+use super::watch::{Actor, Job, Watch};
 use super::wire::Line;
 use super::world::World;
 
@@ -45,7 +45,16 @@ pub struct Climate {
     pub line: Line,
     /// Whether restores stay registered for as long as they take.
     pub patient: bool,
+    /// Whether everybody is after the same few backups.
+    pub crowded: bool,
+    /// Whether backups are restored as soon as they are there, and removed as soon as they are being restored.
+    pub chasing: bool,
+    /// How long things are left to whoever may want them: one of these, for each collection.
+    pub graces: &'static [Duration],
 }
+
+/// What collectors choose from.
+const GRACES: &[Duration] = &[Duration::ZERO, SECOND, SECOND.saturating_mul(600), DAY];
 
 impl Climate {
     /// Draws one.
@@ -62,10 +71,74 @@ impl Climate {
                 longest_stall: *chance
                     .pick(&[SECOND * 10, SECOND * 3600, LONGEST_STALL])
                     .unwrap_or(&LONGEST_STALL),
+                ..Line::GOOD
             },
             patient: chance.yes(0.5),
+            crowded: false,
+            chasing: false,
+            graces: GRACES,
         }
     }
+
+    /// Draws one for somebody in a crowd: all are at work within the same minutes, and the slow ones stall in the middle of
+    /// it for as long as others take for a whole job, or ten.
+    pub fn draw_in_crowd(world: &World, temper: Temper, shared: &Shared) -> Self {
+        let chance = &world.chance;
+        let share = |of: &[f64]| chance.pick(of).copied().unwrap_or_default();
+        let (paces, losses, stalls, root_stalls): (&[u32], &[f64], &[f64], &[f64]) = match temper {
+            Temper::Any => (&[1, 4, 20], &[0.0, 0.0, 0.02], &[0.0, 0.03, 0.1, 0.3], &[0.0]),
+            Temper::Quick => (&[1, 3], &[0.0], &[0.0], &[0.0]),
+            Temper::Slow => (&[1, 4], &[0.0, 0.02], &[0.0, 0.1, 0.3], &[0.3]),
+        };
+        Self {
+            pace: SECOND * *chance.pick(paces).unwrap_or(&1),
+            kills: share(if temper == Temper::Slow { &[0.0, 0.3, 0.5] } else { &[0.0, 0.0, 0.3] }),
+            line: Line {
+                lost_requests: share(losses),
+                lost_answers: share(losses),
+                stalls: share(stalls),
+                longest_stall: SECOND * *chance.pick(&[10, 60, 300]).unwrap_or(&60),
+                root_stalls: share(root_stalls),
+                lock: shared.lock,
+            },
+            patient: shared.patient,
+            crowded: true,
+            chasing: shared.chasing,
+            graces: shared.graces,
+        }
+    }
+}
+
+/// What holds for a whole crowd.
+#[derive(Debug, Clone, Copy)]
+pub struct Shared {
+    /// Of [`Climate`].
+    pub patient: bool,
+    /// Of [`Climate`].
+    pub chasing: bool,
+    /// Of [`Climate`].
+    pub graces: &'static [Duration],
+    /// Of [`Line`].
+    pub lock: Duration,
+}
+
+/// What collectors of a crowd choose from: all alike, or each time anew.
+pub const CROWDED_GRACES: &[&[Duration]] = &[
+    &[Duration::ZERO],
+    &[Duration::ZERO, Duration::ZERO, SECOND.saturating_mul(10)],
+    &[SECOND.saturating_mul(10), SECOND.saturating_mul(60)],
+    &[SECOND.saturating_mul(60), SECOND.saturating_mul(600)],
+];
+
+/// How somebody in a crowd is connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Temper {
+    /// In whatever way.
+    Any,
+    /// Well.
+    Quick,
+    /// Badly.
+    Slow,
 }
 
 /// Somebody who goes from job to job.
@@ -87,7 +160,15 @@ impl Person {
 
     /// One who makes no mistakes, on a good line, with a clock ahead of all others: for looking at the outcome.
     pub fn after_all(world: &Arc<World>) -> Self {
-        let climate = Climate { pace: SECOND, kills: 0.0, line: Line::GOOD, patient: true };
+        let climate = Climate {
+            pace: SECOND,
+            kills: 0.0,
+            line: Line::GOOD,
+            patient: true,
+            crowded: false,
+            chasing: false,
+            graces: GRACES,
+        };
         let ahead_ms = 30 * 86_400_000;
         Self { name: "auditor".to_owned(), world: Arc::clone(world), climate, ahead_ms, jobs: 0 }
     }
@@ -103,6 +184,21 @@ impl Person {
 
     async fn rest(&self) {
         sleep(self.world.chance.duration(Duration::from_millis(5), self.climate.pace)).await;
+    }
+
+    /// Rests, in a chase until `prey` is there, or for a minute.
+    async fn lie_in_wait<T>(&self, mut prey: impl FnMut(&Watch) -> Option<T>) -> Option<T> {
+        if !self.climate.chasing {
+            self.rest().await;
+            return None;
+        }
+        for _ in 0..600 {
+            sleep(Duration::from_millis(100)).await;
+            if let Some(found) = prey(&self.world.watch()) {
+                return Some(found);
+            }
+        }
+        None
     }
 
     /// Sees a job through, unless it is killed.
@@ -140,7 +236,12 @@ impl Person {
             self.rest().await;
             let which = chance.below(volumes.len());
             let (Some(content), Some(volume)) = (contents.get_mut(which), volumes.get(which)) else { return };
-            if chance.yes(0.25)
+            if self.climate.crowded && chance.yes(0.6) {
+                // All of it is inherited, or none.
+                if chance.yes(0.5) {
+                    *content = Volume::draw(chance);
+                }
+            } else if chance.yes(0.25)
                 && let Some(before) = chance.pick(&past)
             {
                 content.clone_from(before);
@@ -166,6 +267,7 @@ impl Person {
         self.world.tell(|| format!("{} committed {backup}", actor.name));
         let mut watch = self.world.watch();
         watch.reported.insert(backup);
+        watch.reported_last = Some(backup);
         if watch.root.backup(backup).is_none() && !watch.purged.contains(&backup) {
             watch.fail(
                 &self.world,
@@ -183,14 +285,24 @@ impl Person {
             let made: Vec<_> =
                 self.world.watch().made.iter().map(|(id, made)| (*id, made.index_sizes.clone())).collect();
             let Some((backup, index_sizes)) = chance.pick(&made).cloned() else { continue };
+            let mut requests = vec![CommitRequest { backup, index_sizes }];
+            while self.climate.crowded && requests.len() < 4 && chance.yes(0.6) {
+                let Some((backup, index_sizes)) = chance.pick(&made).cloned() else { continue };
+                requests.push(CommitRequest { backup, index_sizes });
+            }
             let (target, actor) = self.begin(Job::Commit);
-            let request = CommitRequest { backup, index_sizes };
-            match self.see_through(commit(&target, &request)).await {
-                None => {}
-                Some(Ok(_)) => self.told_committed(&actor, backup),
-                Some(Err(error)) => self.judge(&actor, &error, |error| {
-                    matches!(error, VaultError::Refused(_)) || error.is_not_found()
-                }),
+            let answers = match self.see_through(commit_batch(&target, &requests)).await {
+                None => continue,
+                Some(Ok(answers)) => answers,
+                Some(Err(error)) => vec![Err(error)],
+            };
+            for (request, answer) in requests.iter().zip(answers) {
+                match answer {
+                    Ok(_) => self.told_committed(&actor, request.backup),
+                    Err(error) => self.judge(&actor, &error, |error| {
+                        matches!(error, VaultError::Refused(_)) || error.is_not_found()
+                    }),
+                }
             }
         }
     }
@@ -199,15 +311,31 @@ impl Person {
     pub async fn operator(mut self, jobs: u64) {
         let chance = &Arc::clone(&self.world).chance;
         for _ in 0..jobs {
-            self.rest().await;
+            let hunted = self.lie_in_wait(|watch| {
+                let live = |id: &&BackupId| watch.root.backup(**id).is_some_and(|(_, entry)| entry.is_live());
+                watch.restoring.values().find(live).copied()
+            });
+            let hunted = hunted.await;
             let (mut live, mut trashed) = (Vec::new(), Vec::new());
             for (_, backup) in self.world.watch().root.backups() {
                 if backup.is_live() { live.push(backup.id) } else { trashed.push(backup.id) }
             }
-            match chance.below(20) {
+            let job = if hunted.is_some() { 0 } else { chance.below(20) };
+            match job {
                 0..10 => {
                     let mut ids: Vec<BackupId> = chance.pick(&live).into_iter().copied().collect();
                     ids.extend(chance.pick(&live).filter(|id| chance.yes(0.3) && !ids.contains(id)));
+                    if let Some(hunted) = hunted {
+                        ids = vec![hunted];
+                    } else if self.climate.crowded {
+                        let restoring: Vec<BackupId> =
+                            self.world.watch().restoring.values().copied().collect();
+                        match chance.below(10) {
+                            0..3 => ids.clone_from(&live),
+                            3..7 => ids.extend(restoring.iter().filter(|id| live.contains(id))),
+                            _ => {}
+                        }
+                    }
                     let (target, actor) = self.begin(Job::Delete(ids.clone()));
                     if let Some(Err(error)) = self.see_through(delete(&target, &ids)).await {
                         self.judge(&actor, &error, |_| false);
@@ -242,7 +370,8 @@ impl Person {
         let lost = {
             let mut watch = self.world.watch();
             let indexes = watch.root.indexes.clone();
-            let lost = self.world.chance.pick(&indexes).filter(|_| self.world.chance.yes(0.5)).copied();
+            let share = if self.climate.crowded { 0.1 } else { 0.5 };
+            let lost = self.world.chance.pick(&indexes).filter(|_| self.world.chance.yes(share)).copied();
             if let Some(index) = lost {
                 watch.vandalise(&self.world, index.id);
             }
@@ -262,15 +391,26 @@ impl Person {
         let chance = &Arc::clone(&self.world).chance;
         for _ in 0..runs {
             self.rest().await;
-            let age =
-                || chance.pick(&[Duration::ZERO, SECOND, SECOND * 600, DAY]).copied().unwrap_or_default();
+            let ages =
+                if self.climate.crowded { &[Duration::ZERO, Duration::ZERO, SECOND * 10] } else { GRACES };
+            let age = || chance.pick(ages).copied().unwrap_or_default();
+            let grace = chance.pick(self.climate.graces).copied().unwrap_or_default();
             let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(0);
             let options = CollectOptions {
-                grace_ms: millis(age()),
+                grace_ms: millis(grace),
                 orphan_age_ms: millis(age()),
                 session_age_ms: if self.climate.patient { u64::MAX } else { millis(age()) },
                 ..CollectOptions::at_once()
             };
+            let mut options = options;
+            if self.climate.crowded {
+                // The quick ones leave some to the slow ones.
+                let below_percent: &[u8] =
+                    if self.climate.line.root_stalls > 0.0 { &[90] } else { &[0, 50, 50] };
+                options.rewrite.below_percent = chance.pick(below_percent).copied().unwrap_or(50);
+                // A pack at a time.
+                options.rewrite.max_bytes = chance.pick(&[u64::MAX, 20 << 10]).copied().unwrap_or(u64::MAX);
+            }
             let (target, actor) = self.begin(Job::Collect);
             if let Some(Err(error)) = self.see_through(collect(&target, &options)).await {
                 // Another collector was quicker, or a backup was purged while it was marked.
@@ -282,12 +422,29 @@ impl Person {
     /// Somebody who restores backups while all this goes on.
     pub async fn restorer(mut self, restores: u64) {
         let chance = &Arc::clone(&self.world).chance;
+        let mut last = None;
         for _ in 0..restores {
-            self.rest().await;
+            let hunted = self.lie_in_wait(|watch| watch.reported_last.filter(|id| last != Some(*id))).await;
+            last = hunted.or(last);
             let ids: Vec<BackupId> = self.world.watch().root.backups().map(|(_, backup)| backup.id).collect();
-            let Some(backup) = chance.pick(&ids).copied() else { continue };
+            let newest = self.world.watch().reported_last.filter(|id| ids.contains(id));
+            let picked = match newest {
+                Some(newest) if hunted.is_some() => Some(newest),
+                Some(newest) if self.climate.crowded && chance.yes(0.5) => Some(newest),
+                _ => chance.pick(&ids).copied(),
+            };
+            let Some(backup) = picked else { continue };
             let (target, actor) = self.begin(Job::Restore);
-            let Some(restored) = self.see_through(restore(&target, backup)).await else { continue };
+            {
+                let mut watch = self.world.watch();
+                watch.restoring.insert(actor.name.clone(), backup);
+                if self.climate.patient {
+                    watch.registering.insert(actor.name.clone(), backup);
+                }
+            }
+            let restored = self.see_through(restore(&target, backup)).await;
+            self.world.watch().restored(&actor);
+            let Some(restored) = restored else { continue };
             let (content, purged) = {
                 let watch = self.world.watch();
                 (watch.made.get(&backup).map(|made| made.content.bytes()), watch.purged.contains(&backup))

@@ -20,11 +20,14 @@ use std::time::Duration;
 
 use tokio::task::{JoinSet, LocalSet};
 
-use actors::{Climate, Person};
+use actors::{CROWDED_GRACES, Climate, Person, Shared, Temper};
 use world::World;
 
 /// No run takes longer, virtually: one that does has come to a standstill.
 const LONGEST_RUN: Duration = Duration::from_secs(3650 * 86_400);
+
+/// Seeds whose last digit is not below this make a crowd.
+const CROWDS_FROM: u64 = 5;
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,7 +74,10 @@ pub fn run(seed: u64, scratch: &Path, loud: bool) -> Outcome {
 
 async fn live(seed: u64, scratch: &Path, loud: bool) -> Outcome {
     let world = World::new(seed, loud);
-    let volumes = tokio::time::timeout(LONGEST_RUN, populate(&world, scratch)).await;
+    let volumes = tokio::time::timeout(LONGEST_RUN, async {
+        if seed % 10 >= CROWDS_FROM { crowd(&world, scratch).await } else { populate(&world, scratch).await }
+    });
+    let volumes = volumes.await;
     match volumes {
         Err(_) => world.watch().fail(&world, "everybody", "it came to a standstill"),
         // What comes after a failure tells nothing new.
@@ -117,6 +123,88 @@ async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
         .spawn_local(Person::new(world, &climate, "operator".to_owned()).operator(chance.between(3, 10)));
     everybody.spawn_local(Person::new(world, &climate, "courier".to_owned()).courier(chance.between(0, 5)));
     everybody.spawn_local(Person::new(world, &climate, "restorer".to_owned()).restorer(chance.between(0, 4)));
+    see_through(world, everybody).await;
+    all
+}
+
+/// The same with more of them, who hurry; as a rule some of them are quick, and others stall between any two requests.
+async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
+    let chance = &world.chance;
+    let plot = chance.pick(Plot::ALL).copied().unwrap_or(Plot::Anybody);
+    let shared = Shared {
+        patient: match plot {
+            Plot::Anybody | Plot::SlowCollector => chance.yes(0.3),
+            Plot::SlowHosts | Plot::AllSlow => false,
+            Plot::SlowRestorers | Plot::Chase => true,
+        },
+        chasing: plot == Plot::Chase,
+        graces: chance.pick(CROWDED_GRACES).copied().unwrap_or_default(),
+        lock: Duration::from_secs(if chance.yes(0.5) { 0 } else { chance.between(5, 120) }),
+    };
+    world.tell(|| format!("a crowd: {plot:?}, {shared:?}"));
+    let slow_hosts = matches!(plot, Plot::SlowHosts | Plot::AllSlow);
+    let somebody = |name: String, slow: bool| {
+        let temper = match plot {
+            Plot::Anybody => Temper::Any,
+            _ if slow || plot == Plot::AllSlow => Temper::Slow,
+            _ => Temper::Quick,
+        };
+        let climate = Climate::draw_in_crowd(world, temper, &shared);
+        world.tell(|| format!("{name}: {climate:?}"));
+        Person::new(world, &climate, name)
+    };
+    let mut everybody = JoinSet::new();
+    let mut all = Vec::new();
+    for host in 0..chance.between(1, 3) {
+        let volumes = vec![format!("v{host}0")];
+        all.extend(volumes.clone());
+        let cache = chance.yes(0.3).then(|| scratch.join(format!("host{host}")));
+        let person = somebody(format!("host{host}"), slow_hosts || (plot == Plot::Chase && host == 0));
+        everybody.spawn_local(person.host(chance.between(4, 8), volumes, cache));
+    }
+    for number in 0..chance.between(2, 3) {
+        let slow = plot == Plot::Chase || (number == 0 && (plot == Plot::SlowCollector || chance.yes(0.3)));
+        let person = somebody(format!("collector{number}"), slow);
+        everybody.spawn_local(person.collector(chance.between(5, 12)));
+    }
+    for number in 0..chance.between(1, 2) {
+        let person = somebody(format!("operator{number}"), slow_hosts);
+        everybody.spawn_local(person.operator(chance.between(4, 12)));
+    }
+    everybody.spawn_local(somebody("courier".to_owned(), slow_hosts).courier(chance.between(2, 10)));
+    let restorers = if shared.patient { 3 } else { 1 };
+    for number in 0..restorers {
+        let person = somebody(format!("restorer{number}"), shared.patient);
+        everybody.spawn_local(person.restorer(chance.between(2, 8)));
+    }
+    see_through(world, everybody).await;
+    all
+}
+
+/// Who stalls in a crowd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plot {
+    Anybody,
+    SlowCollector,
+    SlowHosts,
+    SlowRestorers,
+    AllSlow,
+    Chase,
+}
+
+impl Plot {
+    const ALL: &[Self] = &[
+        Self::Anybody,
+        Self::SlowCollector,
+        Self::SlowHosts,
+        Self::SlowRestorers,
+        Self::AllSlow,
+        Self::Chase,
+    ];
+}
+
+/// Waits for all of them, or the first failure.
+async fn see_through(world: &Arc<World>, mut everybody: JoinSet<()>) {
     while let Some(done) = everybody.join_next().await {
         if let Err(error) = done {
             world.watch().fail(world, "everybody", &format!("somebody panicked: {error}"));
@@ -125,5 +213,4 @@ async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
             break;
         }
     }
-    all
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use strongroom_catalog::dead::{DeadNames, ObjectName, Stage};
 use strongroom_catalog::moved::Moved;
@@ -76,6 +77,14 @@ pub struct Watch {
     pub purged: BTreeSet<BackupId>,
     /// Backups that somebody was told about.
     pub reported: BTreeSet<BackupId>,
+    /// The one of them that somebody was told about last.
+    pub reported_last: Option<BackupId>,
+    /// Backups that are being restored, by whom.
+    pub restoring: BTreeMap<String, BackupId>,
+    /// Backups whose restores count on being heard, by whom.
+    pub registering: BTreeMap<String, BackupId>,
+    /// Those of them that had registered when they read a root which has the backup: from then on nothing it needs may go.
+    held: BTreeMap<String, BackupId>,
     /// Index objects that somebody took away.
     pub lost_indexes: BTreeSet<IndexId>,
     /// What went wrong, the first first.
@@ -86,7 +95,12 @@ pub struct Watch {
     moved: HashMap<NodeKey, Moved>,
     present: HashSet<ObjectName>,
     born: HashMap<ObjectName, blake3::Hash>,
+    written: HashMap<ObjectName, Duration>,
+    /// What the root in the store holds dead.
+    dead: HashMap<ObjectName, Stage>,
     doomed: HashSet<ObjectName>,
+    /// What a stored copy of a root shows as doomed.
+    doomed_in_copy: HashSet<ObjectName>,
     reachable: HashSet<ObjectName>,
 }
 
@@ -100,6 +114,10 @@ impl Watch {
             made: BTreeMap::new(),
             purged: BTreeSet::new(),
             reported: BTreeSet::new(),
+            reported_last: None,
+            restoring: BTreeMap::new(),
+            registering: BTreeMap::new(),
+            held: BTreeMap::new(),
             lost_indexes: BTreeSet::new(),
             failures: Vec::new(),
             segments: HashMap::new(),
@@ -108,7 +126,10 @@ impl Watch {
             moved: HashMap::new(),
             present: HashSet::new(),
             born: HashMap::new(),
+            written: HashMap::new(),
+            dead: HashMap::new(),
             doomed: HashSet::new(),
+            doomed_in_copy: HashSet::new(),
             reachable: HashSet::new(),
         }
     }
@@ -128,6 +149,7 @@ impl Watch {
                 self.fail(world, &actor.name, &format!("{key} is written under a name that was used before"));
             }
             self.present.insert(name);
+            self.written.insert(name, world.elapsed());
         }
         if let Err(problem) = self.take_in(world, actor, key, bytes) {
             self.fail(world, &actor.name, &format!("{key}: {problem}"));
@@ -140,6 +162,13 @@ impl Watch {
             ObjectKey::Root => {
                 let root = self.sealer.open(key, bytes).map_err(error)?;
                 self.step(world, actor, root);
+            }
+            ObjectKey::RootCopy(_) => {
+                let copy: Root = self.sealer.open_root_copy(key, bytes).map_err(error)?;
+                for batch in copy.dead.iter().filter(|batch| batch.stage == Stage::Doomed) {
+                    let names = self.nodes.get(&batch.node).into_iter().flatten();
+                    self.doomed_in_copy.extend(names.filter(|name| !batch.pardoned.contains(name)));
+                }
             }
             ObjectKey::Node(node) => {
                 // Nodes of the count are for collection itself: lost or wrong, they must cost nothing but time.
@@ -186,6 +215,29 @@ impl Watch {
         })
     }
 
+    /// Says whether an object may not be deleted yet.
+    pub fn is_locked(&self, world: &World, key: &ObjectKey, lock: Duration) -> bool {
+        let written = ObjectName::from_key(key).and_then(|name| self.written.get(&name));
+        written.is_some_and(|written| world.elapsed() < *written + lock)
+    }
+
+    /// Sees that somebody was sent the root.
+    pub fn sent_root(&mut self, actor: &Actor) {
+        if let Some(backup) = self.registering.get(&actor.name)
+            && actor.registered.load(Ordering::SeqCst)
+            && self.root.backup(*backup).is_some()
+        {
+            self.held.insert(actor.name.clone(), *backup);
+        }
+    }
+
+    /// Sees that somebody restores no more, whether he got to the end or not.
+    pub fn restored(&mut self, actor: &Actor) {
+        self.restoring.remove(&actor.name);
+        self.registering.remove(&actor.name);
+        self.held.remove(&actor.name);
+    }
+
     /// Sees a delete that took effect.
     pub fn deleted(&mut self, world: &World, actor: &Actor, key: &ObjectKey) {
         match key {
@@ -198,6 +250,11 @@ impl Watch {
             ObjectKey::Root | ObjectKey::Keyring | ObjectKey::RootCopy(_) => {
                 self.fail(world, &actor.name, &format!("{key} is deleted"));
             }
+            // He has all he wants, or gives up.
+            ObjectKey::Inbox(_, InboxEntry::Reader) if actor.job == Job::Restore => {
+                self.registering.remove(&actor.name);
+                self.held.remove(&actor.name);
+            }
             _ => {}
         }
         if let Some(name) = ObjectName::from_key(key) {
@@ -207,6 +264,12 @@ impl Watch {
             }
             if !self.doomed.contains(&name) {
                 self.fail(world, &actor.name, &format!("{key} is deleted, and was never doomed"));
+            } else if !self.doomed_in_copy.contains(&name) {
+                self.fail(
+                    world,
+                    &actor.name,
+                    &format!("{key} is deleted, and no copy of a root tells of it"),
+                );
             }
         }
     }
@@ -221,7 +284,8 @@ impl Watch {
     /// Checks one root against the one that it replaces, and against the store.
     fn step(&mut self, world: &World, actor: &Actor, next: Root) {
         let mut problems = self.transition(world, &actor.job, &next);
-        let names = |backup: &BackupId| self.made.get(backup).map(|made| made.needs.iter().copied());
+        let made = &self.made;
+        let names = |backup: &BackupId| made.get(backup).map(|made| made.needs.iter().copied());
         let needed: BTreeSet<ObjectName> =
             next.backups().filter_map(|(_, backup)| names(&backup.id)).flatten().collect();
         let moved = match next.moved.map(|node| self.moved.get(&node)) {
@@ -232,15 +296,15 @@ impl Watch {
                 Moved::default()
             }
         };
-        self.reachable = needed
-            .into_iter()
-            .flat_map(|name| match name {
-                ObjectName::Pack(pack) if moved.has(&pack) => {
-                    moved.heirs(&pack).map(|heir| ObjectName::Pack(heir.pack)).collect::<Vec<_>>()
-                }
-                name => vec![name],
-            })
-            .collect();
+        let now_at = |name: ObjectName| match name {
+            ObjectName::Pack(pack) if moved.has(&pack) => {
+                moved.heirs(&pack).map(|heir| ObjectName::Pack(heir.pack)).collect::<Vec<_>>()
+            }
+            name => vec![name],
+        };
+        self.reachable = needed.into_iter().flat_map(now_at).collect();
+        let held: BTreeSet<ObjectName> =
+            self.held.values().filter_map(names).flatten().flat_map(now_at).collect();
         problems.extend(self.absent(world));
         let mut dead: HashMap<ObjectName, Stage> = HashMap::new();
         for batch in &next.dead {
@@ -252,11 +316,11 @@ impl Watch {
                 problems.push(format!("{} is listed, and gone", ObjectKey::Node(batch.node)));
             }
             for name in names.iter().filter(|name| !batch.pardoned.contains(name)) {
-                // In two batches, it is doomed as soon as one of them is.
-                let stage = dead.entry(*name).or_insert(batch.stage);
                 if batch.stage == Stage::Doomed {
-                    *stage = Stage::Doomed;
                     self.doomed.insert(*name);
+                }
+                if dead.insert(*name, batch.stage).is_some() {
+                    problems.push(format!("{} is dead twice", name.key()));
                 }
             }
         }
@@ -268,6 +332,10 @@ impl Watch {
             .map(|(name, stage)| format!("a backup needs {}, and it is {stage:?}", name.key()))
             .collect();
         problems.extend(needed_dead);
+        let goes = |name: &&ObjectName| dead.contains_key(*name) && !self.dead.contains_key(*name);
+        let taken = held.iter().filter(goes);
+        problems.extend(taken.map(|name| format!("{} is condemned, and a restore reads it", name.key())));
+        problems.extend(self.let_in(&next));
         for index in next.indexes.iter().filter(|index| self.present.contains(&ObjectName::Index(index.id))) {
             let packs = self.indexes.get(&index.id).map(Vec::as_slice).unwrap_or_default();
             let gone = packs
@@ -287,9 +355,25 @@ impl Watch {
             )
         });
         self.root = next;
+        self.dead = dead;
         for problem in problems {
             self.fail(world, &actor.name, &format!("root {}: {problem}", self.root.epoch));
         }
+    }
+
+    /// What index objects of the next root name, that were not in the root it replaces, and that may not come in.
+    fn let_in(&self, next: &Root) -> Vec<String> {
+        let listed: HashSet<IndexId> = self.root.indexes.iter().map(|index| index.id).collect();
+        let new = next.indexes.iter().filter(|index| !listed.contains(&index.id));
+        let packs = new.flat_map(|index| self.indexes.get(&index.id).into_iter().flatten());
+        let doomed = packs
+            .map(|pack| ObjectName::Pack(*pack))
+            .filter(|name| self.dead.get(name) == Some(&Stage::Doomed));
+        let doomed: BTreeSet<ObjectName> = doomed.collect();
+        doomed
+            .into_iter()
+            .map(|name| format!("a new index object lists {}, and it is doomed", name.key()))
+            .collect()
     }
 
     /// What backups need and the store does not have.
@@ -315,7 +399,10 @@ impl Watch {
                 problems.push(format!("backup {id} is listed twice"));
             }
             let fine = match before.backup(id).map(|(_, before)| before.is_live()) {
-                None => self.made.contains_key(&id) && matches!(job, Job::Backup(_) | Job::Commit),
+                None => {
+                    let asked = matches!(job, Job::Backup(_) | Job::Commit);
+                    asked && self.made.contains_key(&id) && !self.purged.contains(&id)
+                }
                 Some(live) if live == backup.is_live() => true,
                 Some(true) => match job {
                     Job::Delete(ids) => ids.contains(&id),

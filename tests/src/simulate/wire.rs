@@ -31,12 +31,22 @@ pub struct Line {
     pub stalls: f64,
     /// The longest stall.
     pub longest_stall: Duration,
+    /// Share of the reads of the root that stall besides: between what somebody has looked up and what he decides.
+    pub root_stalls: f64,
+    /// For so long after it was written, nothing that a commit can name may be deleted, as under S3 Object Lock.
+    pub lock: Duration,
 }
 
 impl Line {
     /// A line on which nothing ever goes wrong.
-    pub const GOOD: Self =
-        Self { lost_requests: 0.0, lost_answers: 0.0, stalls: 0.0, longest_stall: Duration::ZERO };
+    pub const GOOD: Self = Self {
+        lost_requests: 0.0,
+        lost_answers: 0.0,
+        stalls: 0.0,
+        longest_stall: Duration::ZERO,
+        root_stalls: 0.0,
+        lock: Duration::ZERO,
+    };
 }
 
 /// What happens to one request.
@@ -135,7 +145,18 @@ impl fmt::Debug for Wire {
 #[async_trait]
 impl ObjectStore for Wire {
     async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        self.ask(Operation::Get, &key.to_string(), self.world.store.get(key, max_bytes)).await
+        let chance = &self.world.chance;
+        if *key == ObjectKey::Root && self.line.root_stalls > 0.0 && chance.yes(self.line.root_stalls) {
+            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        }
+        let effect = async {
+            let got = self.world.store.get(key, max_bytes).await;
+            if *key == ObjectKey::Root {
+                self.world.watch().sent_root(&self.actor);
+            }
+            got
+        };
+        self.ask(Operation::Get, &key.to_string(), effect).await
     }
 
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
@@ -187,6 +208,12 @@ impl ObjectStore for Wire {
                 }
                 if world.chance.yes(line.stalls) {
                     sleep(world.chance.duration(Duration::from_secs(1), line.longest_stall)).await;
+                }
+                if world.watch().is_locked(&world, &key, line.lock) {
+                    let denied = "it is locked";
+                    done =
+                        Err(StoreError::new(StoreErrorKind::Denied, Operation::Delete.name(), key, denied));
+                    continue;
                 }
                 world.store.delete(&[key]).await?;
                 world.watch().deleted(&world, &actor, &key);

@@ -96,7 +96,8 @@ pub(super) async fn step(target: &Target) -> VaultResult<Counted> {
     info!(backups = usage.backups.len(), packs = usage.packs.len(), "counted what is used");
     target
         .swap(async |head| {
-            if head.root.usage == Some(node) || !known.still_holds(&head.root) {
+            let holds = known.still_holds(&head.root) || !rules::holds(Rule::CountHoldsAtCount);
+            if head.root.usage == Some(node) || !holds {
                 return Ok(Step::Keep(Counted::More));
             }
             let mut next = head.successor(target);

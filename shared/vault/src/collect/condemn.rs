@@ -97,7 +97,7 @@ pub(super) async fn step(
             if written.as_ref().is_some_and(|(node, _)| lists_batch(&head.root, *node)) {
                 return Ok(Step::Keep(true));
             }
-            if !known.still_holds(&head.root) {
+            if !known.still_holds(&head.root) && rules::holds(Rule::CountHoldsAtCondemn) {
                 return Ok(Step::Keep(false));
             }
             let dead_names = target.dead_names(&head.root).await?;
@@ -106,14 +106,18 @@ pub(super) async fn step(
                 newcomers.mark(target, uncounted(&known, &head.root)).await?;
             }
             // Again on the root that is replaced: a backup may have come in, been registered and purged meanwhile.
-            mark_readers(target, options, &mut readers).await?;
+            if rules::holds(Rule::ReadersMarkedAgain) {
+                mark_readers(target, options, &mut readers).await?;
+            }
             let reachable: HashSet<ObjectName> =
                 newcomers.reachable(&known.moved).chain(readers.reachable(&known.moved)).collect();
             let state = State { root: &head.root, dead: &dead, moved: &known.moved, usage: &known.usage };
             let going = still_going(&state, &plan, &reachable);
             let mut next = head.successor(target);
             let decided: HashSet<ObjectName> = known.head.root.released.iter().copied().collect();
-            next.released.retain(|name| !decided.contains(name));
+            // What a restore holds back stays: else a late repetition of its commit would find no trace of the removal.
+            let held = |name: &ObjectName| reachable.contains(name) && rules::holds(Rule::HeldStaysReleased);
+            next.released.retain(|name| !decided.contains(name) || held(name));
             if !going.is_empty() {
                 let names = DeadNames { names: going.iter().map(|object| object.name).collect() };
                 // A node belongs to the epoch it was written for: another epoch, another node.
@@ -263,7 +267,11 @@ fn pruned_moved(known: &Known, readers: &Marker) -> Option<strongroom_catalog::m
     let dead_batches = known.head.root.dead.iter().any(|batch| batch.rewritten);
     pruned.packs.retain(|pack, _| {
         dead_batches
-            || known.usage.packs.get(pack).is_some_and(|usage| usage.named_by > 0)
+            || known
+                .usage
+                .packs
+                .get(pack)
+                .is_some_and(|usage| usage.named_by > 0 && rules::holds(Rule::RelocationsKept))
             || named_by_readers.contains(&ObjectName::Pack(*pack))
     });
     // A backup that is not counted yet may inherit a segment that names one.

@@ -49,7 +49,9 @@ pub(super) async fn delete_doomed(
         return Ok(None);
     }
     // Should the root be lost while names are being deleted, its copy still tells which.
-    target.keep_copy(head.root.epoch, head.bytes().clone()).await?;
+    if rules::holds(Rule::DoomKeptBeforeDeleting) {
+        target.keep_copy(head.root.epoch, head.bytes().clone()).await?;
+    }
     let names = target.dead_names(&head.root).await?;
     let mut doomed_names = HashSet::new();
     let mut nodes = HashSet::new();
@@ -129,7 +131,8 @@ async fn forget_deleted(
     target
         .swap(async |head| {
             let listed = |node: &NodeKey| lists_batch(&head.root, *node);
-            if !nodes.iter().any(listed) || !known.still_holds(&head.root) {
+            let holds = known.still_holds(&head.root) || !rules::holds(Rule::CountHoldsAtForget);
+            if !nodes.iter().any(listed) || !holds {
                 return Ok(Step::Keep(()));
             }
             // Index objects that came in since were checked against the doomed names when they did.
@@ -144,7 +147,7 @@ async fn forget_deleted(
                 head.root.dead.iter().any(|batch| {
                     nodes.contains(&batch.node) && batch.rewritten && !batch.pardoned.is_empty()
                 });
-            if taken_back {
+            if taken_back && rules::holds(Rule::TakenBackKept) {
                 // The batch that says which rewritten packs were taken back goes now.
                 next.moved = Some(target.put_node(head.root.epoch, &target.moved(&head.root).await?).await?);
             }

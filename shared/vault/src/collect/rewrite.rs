@@ -14,6 +14,7 @@ use strongroom_catalog::frames::{Delta, FrameUse};
 use strongroom_catalog::moved::{Heir, Moved};
 use strongroom_catalog::rewrite::{Candidate, RewritePlan, plan_rewrite};
 use strongroom_catalog::root::{IndexRef, Root};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_catalog::usage::{Filling, Usage};
 use strongroom_format::ids::{ChunkId, PackId, SessionId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
@@ -66,8 +67,12 @@ async fn named_elsewhere(
     let mut marker = Marker::default();
     marker.mark(target, uncounted(known, root)).await?;
     mark_readers(target, options, &mut marker).await?;
-    let taken_back =
-        root.dead.iter().filter(|batch| batch.rewritten).flat_map(|batch| batch.pardoned.iter().copied());
+    let taken_back = root
+        .dead
+        .iter()
+        .filter(|batch| batch.rewritten)
+        .flat_map(|batch| batch.pardoned.iter().copied())
+        .filter(|_| rules::holds(Rule::TakenBackLeftAlone));
     let packs = marker.raw().chain(marker.reachable(&known.moved)).chain(taken_back);
     Ok(packs
         .filter_map(|name| match name {
@@ -311,22 +316,27 @@ async fn swap(
             if written.iter().any(|node| lists_batch(&head.root, *node)) {
                 return Ok(Step::Keep(Rewritten::More));
             }
-            if !known.still_holds(&head.root) {
+            if !known.still_holds(&head.root) && rules::holds(Rule::CountHoldsAtRewrite) {
                 return Ok(Step::Keep(Rewritten::Late));
             }
             let dead_names = target.dead_names(&head.root).await?;
             let dead = DeadSet::new(&head.root, &dead_names);
             let elsewhere = named_elsewhere(target, known, &head.root, options).await?;
-            let late = copied.moved.keys().any(|pack| elsewhere.contains(pack))
+            let named = copied.moved.keys().any(|pack| elsewhere.contains(pack));
+            let late = (named && rules::holds(Rule::ElsewhereCheckedAgain))
                 || old.iter().any(|name| dead.stage(name).is_some());
-            let Ok(condemned) = admit(&head.root, &dead, &new) else {
-                return Ok(Step::Keep(Rewritten::Late));
+            let condemned = match admit(&head.root, &dead, &new) {
+                Ok(condemned) => condemned,
+                Err(_) if !rules::holds(Rule::HeirsChecked) => Vec::new(),
+                Err(_) => return Ok(Step::Keep(Rewritten::Late)),
             };
             if late {
                 return Ok(Step::Keep(Rewritten::Late));
             }
             let mut next = head.successor(target);
-            pardon(&mut next, &dead_names, &condemned);
+            if rules::holds(Rule::HeirsPardoned) {
+                pardon(&mut next, &dead_names, &condemned);
+            }
             next.indexes.extend(&copied.indexes);
             let node = target.put_node(head.root.epoch, &names).await?;
             written.push(node);

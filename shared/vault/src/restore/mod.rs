@@ -16,6 +16,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::chunker::REGION_BYTES;
 use strongroom_format::frame::{ChunkNamer, FrameOpener};
 use strongroom_format::ids::{BackupId, SessionId};
@@ -149,10 +150,14 @@ impl<'a> Restore<'a> {
                 range.start, range.end, manifest.size_bytes
             )));
         }
+        let read = || target.read_by_root(async |root| Relocator::load(target, root).await);
+        let too_early = if rules::holds(Rule::RegisteredBeforeRead) { None } else { Some(read().await?) };
         let registration = register(target, &manifest, &options.host).await;
         // Read after registering: a collection that reads a root without this backup will see the registration.
-        let (Head { root, .. }, relocator) =
-            target.read_by_root(async |root| Relocator::load(target, root).await).await?;
+        let (Head { root, .. }, relocator) = match too_early {
+            None => read().await?,
+            Some(known) => known,
+        };
         if root.backup(backup).is_none() {
             deregister(target, registration).await;
             return Err(VaultError::Damaged(format!("backup {backup} was removed from the catalog")));
