@@ -49,10 +49,10 @@ locals {
       send    = ["gc"]
     }
     reconciler = {
-      read    = ["keyring", "fleet", "runs"]
+      read    = ["keyring", "fleet", "runs", "root"]
       create  = []
       replace = ["fleet", "runs"]
-      list    = []
+      list    = ["roots"]
       delete  = []
       send    = []
     }
@@ -159,13 +159,6 @@ resource "aws_iam_role_policy" "function" {
           Effect   = "Allow"
           Action   = ["sqs:SendMessage", "sqs:GetQueueUrl"]
           Resource = [for queue in concat(local.functions_access[each.key].send, ["${each.value.queue}-dead"]) : "${local.queue_arn}-${queue}"]
-        },
-        {
-          # host-* takes them in; they are for their hosts to fill.
-          Sid      = "NoDeadLettersOfHosts"
-          Effect   = "Deny"
-          Action   = ["sqs:SendMessage", "sqs:GetQueueUrl"]
-          Resource = "${local.queue_arn}-host-*-dead"
         },
         {
           Sid      = "Log"
