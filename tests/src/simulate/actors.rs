@@ -118,7 +118,7 @@ pub struct Shared {
     pub chasing: bool,
     /// Of [`Climate`].
     pub graces: &'static [Duration],
-    /// Of [`Line`].
+    /// How long objects can't be deleted, on its line to the store.
     pub lock: Duration,
 }
 
