@@ -90,9 +90,15 @@ pub struct Filling {
     frames: u32,
 }
 
-/// Groups are filled up to so many frames: about 300 KiB sealed, 2 MiB in memory. Larger ones cost a small change more, smaller
-/// ones cost the first count more requests.
-pub const GROUP_TARGET_FRAMES: u32 = 128 << 10;
+/// Up to how many frames a group is filled, by the number of groups there are: small ones at first, so that a small change costs
+/// little, and larger ones later, so that the first count does not take too many requests. The largest are about 300 KiB
+/// sealed, 2 MiB in memory. A matter of whoever writes: readers take groups of any size.
+const GROUP_FRAMES: [(usize, u32); 3] = [(256, 8 << 10), (512, 32 << 10), (usize::MAX, 128 << 10)];
+
+/// Up to how many frames the last of so many groups is filled.
+fn group_frames(groups: usize) -> u32 {
+    GROUP_FRAMES.iter().find(|(most, _)| groups <= *most).map_or(u32::MAX, |(_, frames)| *frames)
+}
 
 impl Usage {
     /// Compares with the backups that a root has, live and in the trash.
@@ -148,7 +154,7 @@ impl Usage {
         }
         let last = self.groups.last().copied().flatten().map_or(0, |group| group.frames);
         let filled = last.max(filling.frames);
-        if self.groups.is_empty() || filled >= GROUP_TARGET_FRAMES {
+        if self.groups.is_empty() || filled >= group_frames(self.groups.len()) {
             self.groups.push(None);
             filling.frames = frames;
         } else {

@@ -217,6 +217,7 @@ async fn index_packs(
             }
         }
         let written = write_indexes(target, &directories).await?;
+        let written: Vec<IndexRef> = written.into_iter().map(|(index, _)| index).collect();
         if let (Some(chunks), Some(index)) = (chunks, written.first()) {
             chunks.add_index(index.id, &directories)?;
         }

@@ -38,8 +38,12 @@ impl Relocator {
     /// # Errors
     /// `Store`; `Format`.
     pub async fn load(target: &Target, root: &Root) -> VaultResult<Self> {
-        let moved = target.moved(root).await?;
-        Ok(Self { target: target.clone(), moved, directories: Mutex::default() })
+        Ok(Self::new(target, target.moved(root).await?))
+    }
+
+    /// Knows what a root is known to say.
+    pub(crate) fn new(target: &Target, moved: Moved) -> Self {
+        Self { target: target.clone(), moved, directories: Mutex::default() }
     }
 
     /// What was rewritten.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use jiff::tz::TimeZone;
 use strongroom_catalog::retention::Policy;
-use strongroom_format::ids::BackupId;
+use strongroom_format::ids::{BackupId, TimestampMs};
 use strongroom_store::StoreErrorKind;
 use strongroom_vault::backup::{BackupOptions, BackupReport, Source, backup};
 use strongroom_vault::collect::{CollectOptions, run as collect};
@@ -97,7 +97,8 @@ impl Climate {
                 lost_requests: share(losses),
                 lost_answers: share(losses),
                 stalls: share(stalls),
-                longest_stall: SECOND * *chance.pick(&[10, 60, 300]).unwrap_or(&60),
+                // No longer than others are at work.
+                longest_stall: SECOND * *chance.pick(&[5, 15, 60]).unwrap_or(&15),
                 root_stalls: share(root_stalls),
                 lock: shared.lock,
             },
@@ -407,6 +408,10 @@ impl Person {
                 // The quick ones leave some to the slow ones.
                 let below_percent: &[u8] =
                     if self.climate.line.root_stalls > 0.0 { &[90] } else { &[0, 50, 50] };
+                // Or no time at all, but for what comes before counting.
+                if self.climate.line.root_stalls == 0.0 && self.climate.chasing && chance.yes(0.7) {
+                    options.until = Some(TimestampMs(0));
+                }
                 options.rewrite.below_percent = chance.pick(below_percent).copied().unwrap_or(50);
                 // A pack at a time.
                 options.rewrite.max_bytes = chance.pick(&[u64::MAX, 20 << 10]).copied().unwrap_or(u64::MAX);

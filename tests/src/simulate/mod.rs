@@ -163,7 +163,7 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
         everybody.spawn_local(person.host(chance.between(4, 8), volumes, cache));
     }
     for number in 0..chance.between(2, 3) {
-        let slow = plot == Plot::Chase || (number == 0 && (plot == Plot::SlowCollector || chance.yes(0.3)));
+        let slow = number == 0 && (matches!(plot, Plot::SlowCollector | Plot::Chase) || chance.yes(0.3));
         let person = somebody(format!("collector{number}"), slow);
         everybody.spawn_local(person.collector(chance.between(5, 12)));
     }

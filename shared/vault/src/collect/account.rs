@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::frames::{Delta, Miscount};
+use strongroom_catalog::moved::Moved;
 use strongroom_catalog::root::Root;
 use strongroom_catalog::rules::{self, Rule};
 use strongroom_catalog::usage::{Filling, Sign, Usage};
@@ -16,7 +17,7 @@ use strongroom_format::segment::{Extent, Segment};
 use tracing::{info, warn};
 
 use super::indexes::read_index;
-use super::state::{Groups, Known};
+use super::state::{Groups, Known, Recent};
 use crate::error::{VaultError, VaultResult};
 use crate::head::Step;
 use crate::relocate::Relocator;
@@ -30,10 +31,10 @@ const INDEXES_PER_STEP: usize = 256;
 const READ_CONCURRENCY: usize = 8;
 
 /// What a step came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Counted {
-    /// The count has all that the root had when it was read.
-    All,
+    /// The count has all that the root had when it was read, which is this.
+    All(Box<Known>),
     /// There is more to count, or somebody else counted meanwhile.
     More,
 }
@@ -63,8 +64,8 @@ type Tried<T> = Result<T, Failure>;
 ///
 /// # Errors
 /// `Store`; `Format` for a manifest or segment that can't be read: what it needs is not known, so nothing may go.
-pub(super) async fn step(target: &Target) -> VaultResult<Counted> {
-    let known = Known::load(target).await?;
+pub(super) async fn step(target: &Target, recent: &mut Recent) -> VaultResult<Counted> {
+    let known = Known::load(target, recent).await?;
     let root = &known.head.root;
     let counts = |trashed: bool| !trashed || rules::holds(Rule::TrashMarked);
     let counted = root.backups().filter(|(_, backup)| counts(!backup.is_live()));
@@ -74,10 +75,10 @@ pub(super) async fn step(target: &Target) -> VaultResult<Counted> {
         && known.usage.uncounted(&backups).is_empty()
         && known.usage.indexes.iter().flatten().copied().collect::<BTreeSet<_>>() == indexes;
     if is_current {
-        return Ok(Counted::All);
+        return Ok(Counted::All(Box::new(known)));
     }
-    let work = Work { target, root, backups: &backups, indexes: &indexes };
-    let mut usage = known.usage.clone();
+    let work = Work { target, root, moved: &known.moved, backups: &backups, indexes: &indexes };
+    let mut usage = Usage::clone(&known.usage);
     let groups = match work.count(&mut usage).await {
         Ok(groups) => groups,
         Err(Failure::Vault(error)) => return Err(error),
@@ -92,8 +93,8 @@ pub(super) async fn step(target: &Target) -> VaultResult<Counted> {
         }
     };
     groups.write(target, root.epoch, &mut usage).await?;
-    let node = target.put_usage(root.epoch, &usage).await?;
     info!(backups = usage.backups.len(), packs = usage.packs.len(), "counted what is used");
+    let node = recent.put_usage(target, root.epoch, usage).await?;
     target
         .swap(async |head| {
             let holds = known.still_holds(&head.root) || !rules::holds(Rule::CountHoldsAtCount);
@@ -110,6 +111,7 @@ pub(super) async fn step(target: &Target) -> VaultResult<Counted> {
 struct Work<'a> {
     target: &'a Target,
     root: &'a Root,
+    moved: &'a Moved,
     backups: &'a BTreeSet<BackupId>,
     indexes: &'a BTreeSet<IndexId>,
 }
@@ -191,7 +193,7 @@ impl Work<'_> {
     }
 
     async fn count_segments(&self, usage: &mut Usage, pending: &[(SegmentId, Sign)]) -> Tried<Groups> {
-        let relocator = Relocator::load(self.target, self.root).await?;
+        let relocator = Relocator::new(self.target, self.moved.clone());
         let mut deltas = Deltas::default();
         {
             let mut opened = stream::iter(pending.iter().copied())

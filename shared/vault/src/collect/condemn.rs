@@ -18,7 +18,7 @@ use strongroom_format::layout::{InboxEntry, KeyPrefix, NodeKey, ObjectKey};
 use strongroom_store::{MAX_LIST_ROWS, Object, StoreErrorKind};
 use tracing::info;
 
-use super::state::Known;
+use super::state::{Known, Recent};
 use super::{CollectOptions, CollectReport};
 use crate::error::VaultResult;
 use crate::head::{Step, lists_batch};
@@ -50,24 +50,23 @@ impl Listing {
     }
 }
 
-/// Condemns what is not needed. `false` when the count has moved on and the step must be made again.
+/// Condemns what is not needed by what is known, which is all counted. `false` when the count has moved on and the step must be
+/// made again.
 ///
 /// # Errors
 /// `Store`; `Format` for what can't be read; `Breach` if something that is needed is dead.
 pub(super) async fn step(
     target: &Target,
     options: &CollectOptions,
+    known: &Known,
+    recent: &mut Recent,
     report: &mut CollectReport,
 ) -> VaultResult<bool> {
-    let known = Known::load(target).await?;
-    if !known.is_counted() {
-        return Ok(false);
-    }
     // Listed before the inbox and the marks: what is uploaded later is not in the plan at all.
     let listing = list(target, &known.usage).await?;
     let in_sessions = packs_of_sessions(target, options).await?;
     let mut newcomers = Marker::default();
-    newcomers.mark(target, uncounted(&known, &known.head.root)).await?;
+    newcomers.mark(target, uncounted(known, &known.head.root)).await?;
     check_unneeded(&known.state(), newcomers.reachable(&known.moved))?;
     let mut readers = Marker::default();
     mark_readers(target, options, &mut readers).await?;
@@ -76,7 +75,7 @@ pub(super) async fn step(
         in_sessions,
         released: HashSet::new(),
     };
-    kept.released = released_uncounted(target, &known).await;
+    kept.released = released_uncounted(target, known).await;
     let plan = plan_condemn(
         &known.state(),
         &kept,
@@ -85,8 +84,8 @@ pub(super) async fn step(
         options.orphan_age_ms,
     );
     report.add_condemned(&plan);
-    report.missing = missing(&known, &kept, &listing);
-    let pruned = pruned_moved(&known, &readers);
+    report.missing = missing(known, &kept, &listing);
+    let pruned = pruned_moved(known, &readers);
     let swept_on = listing.swept_to != known.usage.swept_to;
     if plan.objects.is_empty() && known.head.root.released.is_empty() && pruned.is_none() && !swept_on {
         return Ok(true);
@@ -100,10 +99,10 @@ pub(super) async fn step(
             if !known.still_holds(&head.root) && rules::holds(Rule::CountHoldsAtCondemn) {
                 return Ok(Step::Keep(false));
             }
-            let dead_names = target.dead_names(&head.root).await?;
+            let dead_names = target.dead_names_cached(&head.root, &mut recent.dead).await?;
             let dead = DeadSet::new(&head.root, &dead_names);
             if rules::holds(Rule::MarkedAgainAtCondemn) {
-                newcomers.mark(target, uncounted(&known, &head.root)).await?;
+                newcomers.mark(target, uncounted(known, &head.root)).await?;
             }
             // Again on the root that is replaced: a backup may have come in, been registered and purged meanwhile.
             if rules::holds(Rule::ReadersMarkedAgain) {
@@ -142,7 +141,7 @@ pub(super) async fn step(
                 next.moved = Some(target.put_node(head.root.epoch, moved).await?);
             }
             if swept_on {
-                let mut usage = known.usage.clone();
+                let mut usage = Usage::clone(&known.usage);
                 usage.swept_to = listing.swept_to;
                 let node = UsageNode::new(&usage, known.parts.clone());
                 next.usage = Some(target.put_node(head.root.epoch, &node).await?);

@@ -7,15 +7,17 @@ use std::collections::{BTreeSet, HashSet};
 
 use strongroom_catalog::collect::{doom, forget, ripe_batches};
 use strongroom_catalog::dead::{Batch, ObjectName, Stage};
+use strongroom_catalog::root::IndexRef;
 use strongroom_catalog::rules::{self, Rule};
+use strongroom_catalog::usage::Usage;
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::pack::PackDirectory;
 use strongroom_store::{StoreError, StoreErrorKind};
 use tracing::{info, warn};
 
-use super::indexes::{Replacement, read_index, write_indexes};
-use super::state::Known;
+use super::indexes::{Replacement, count_written, read_index, write_indexes};
+use super::state::{Known, Recent};
 use super::{CollectOptions, CollectReport, DELETE_BATCH};
 use crate::error::VaultResult;
 use crate::head::{Step, lists_batch};
@@ -40,6 +42,7 @@ pub(super) async fn doom_ripe(target: &Target, options: &CollectOptions) -> Vaul
 /// a missing permission) stays doomed for the next run; why is the answer.
 pub(super) async fn delete_doomed(
     target: &Target,
+    recent: &mut Recent,
     report: &mut CollectReport,
 ) -> VaultResult<Option<StoreError>> {
     let head = target.head().await?;
@@ -52,7 +55,7 @@ pub(super) async fn delete_doomed(
     if rules::holds(Rule::DoomKeptBeforeDeleting) {
         target.keep_copy(head.root.epoch, head.bytes().clone()).await?;
     }
-    let names = target.dead_names(&head.root).await?;
+    let names = target.dead_names_cached(&head.root, &mut recent.dead).await?;
     let mut doomed_names = HashSet::new();
     let mut nodes = HashSet::new();
     let mut refused = None;
@@ -73,7 +76,7 @@ pub(super) async fn delete_doomed(
         doomed_names.extend(going);
     }
     if !nodes.is_empty() {
-        forget_deleted(target, &nodes, &doomed_names).await?;
+        forget_deleted(target, recent, &nodes, &doomed_names).await?;
     }
     Ok(refused)
 }
@@ -97,10 +100,11 @@ async fn delete_names(target: &Target, names: &[ObjectName]) -> VaultResult<Opti
 /// one swap.
 async fn forget_deleted(
     target: &Target,
+    recent: &mut Recent,
     nodes: &HashSet<NodeKey>,
     doomed: &HashSet<ObjectName>,
 ) -> VaultResult<()> {
-    let mut known = Known::load(target).await?;
+    let known = Known::load(target, recent).await?;
     let doomed_packs: BTreeSet<PackId> = doomed
         .iter()
         .filter_map(|name| match name {
@@ -110,24 +114,32 @@ async fn forget_deleted(
         .collect();
     let (outdated, kept) = outdated_indexes(target, &known, &doomed_packs).await?;
     let base = known.head.root.clone();
+    let written = write_indexes(target, &kept).await?;
+    let mut usage = Usage::clone(&known.usage);
     for name in doomed {
         match name {
             // As long as a segment names a rewritten pack, the count says so.
             ObjectName::Pack(pack) if !known.moved.has(pack) => {
-                known.usage.forget_pack(pack);
+                usage.forget_pack(pack);
             }
             ObjectName::Segment(segment) => {
-                known.usage.segments.remove(segment);
+                usage.segments.remove(segment);
             }
             _ => {}
         }
     }
     let usage = match base.usage {
-        Some(_) => Some(target.put_usage(base.epoch, &known.usage).await?),
+        Some(_) => {
+            // As if it had been counted on the root that is made here.
+            let stays = |index: &&IndexRef| !outdated.contains(&index.id);
+            usage.retain_indexes(&base.indexes.iter().filter(stays).map(|index| index.id).collect());
+            count_written(&mut usage, &written);
+            Some(recent.put_usage(target, base.epoch, usage).await?)
+        }
         None => None,
     };
-    let replacement =
-        Replacement { base: base.clone(), outdated, written: write_indexes(target, &kept).await? };
+    let written = written.into_iter().map(|(index, _)| index).collect();
+    let replacement = Replacement { base: base.clone(), outdated, written };
     target
         .swap(async |head| {
             let listed = |node: &NodeKey| lists_batch(&head.root, *node);

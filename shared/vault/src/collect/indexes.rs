@@ -10,6 +10,7 @@ use strongroom_catalog::commit::{NewNames, admit, pardon};
 use strongroom_catalog::dead::{DeadSet, ObjectName};
 use strongroom_catalog::root::{IndexRef, Root};
 use strongroom_catalog::rules::{self, Rule};
+use strongroom_catalog::usage::Usage;
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::index::{INDEX_TARGET_CHUNKS, IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::ObjectKey;
@@ -80,11 +81,11 @@ pub(super) async fn read_index(target: &Target, id: IndexId) -> VaultResult<Opti
     }
 }
 
-/// Writes directories into as few index objects as there should be.
-pub(crate) async fn write_indexes(
+/// Writes directories into as few index objects as there should be; answers with what each describes.
+pub(crate) async fn write_indexes<'a>(
     target: &Target,
-    directories: &[PackDirectory],
-) -> VaultResult<Vec<IndexRef>> {
+    directories: &'a [PackDirectory],
+) -> VaultResult<Vec<(IndexRef, &'a [PackDirectory])>> {
     let mut written = Vec::new();
     let mut rest = directories;
     while !rest.is_empty() {
@@ -99,11 +100,18 @@ pub(crate) async fn write_indexes(
         let id = IndexId::random(&mut rng);
         let key = ObjectKey::Index(id);
         let bytes = target.sealer.seal(&key, &IndexBody::new(now), &mut rng);
-        written.push(IndexRef { id, size_bytes: bytes.len() as u64 });
+        written.push((IndexRef { id, size_bytes: bytes.len() as u64 }, now));
         target.context.store.put_if_absent(&key, Bytes::from(bytes)).await?;
         rest = later;
     }
     Ok(written)
+}
+
+/// Takes index objects into a count as they are written: so they need not be read again.
+pub(super) fn count_written(usage: &mut Usage, written: &[(IndexRef, &[PackDirectory])]) {
+    for (index, directories) in written {
+        usage.add_index(index.id, directories.iter().map(|directory| (directory.pack, directory.size_bytes)));
+    }
 }
 
 /// Merges small index objects, so that agents need not fetch many.
@@ -121,10 +129,11 @@ pub(super) async fn merge(target: &Target) -> VaultResult<()> {
     }
     // A doomed pack would be refused; a condemned one may be pardoned, and is left out as a mere hint lost.
     kept.retain(|directory| !dead.contains(&directory.pack));
+    let written = write_indexes(target, &kept).await?;
     let replacement = Replacement {
         base: head.root.clone(),
         outdated: small.iter().map(|index| index.id).collect(),
-        written: write_indexes(target, &kept).await?,
+        written: written.into_iter().map(|(index, _)| index).collect(),
     };
     info!(merged = small.len(), into = replacement.written.len(), "small index objects merged");
     target

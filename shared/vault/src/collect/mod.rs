@@ -31,7 +31,7 @@ use crate::head::Step;
 use crate::target::Target;
 use account::Counted;
 use rewrite::Rewritten;
-use state::Known;
+use state::{Known, Recent};
 
 /// Names deleted with one call.
 const DELETE_BATCH: usize = 1000;
@@ -169,17 +169,19 @@ async fn steps(
     plan_only: bool,
     report: &mut CollectReport,
 ) -> VaultResult<()> {
+    let mut recent = Recent::default();
+    let recent = &mut recent;
     doom::doom_ripe(target, options).await?;
     (report.refused_objects, report.refused_bytes) = (0, 0);
-    report.refusal = doom::delete_doomed(target, report).await?.map(|error| error.to_string());
+    report.refusal = doom::delete_doomed(target, recent, report).await?.map(|error| error.to_string());
     purge(target, options, report).await?;
-    report.finished = condemn(target, options, report).await?;
+    report.finished = condemn(target, options, recent, report).await?;
     if report.finished && options.rewrite.below_percent > 0 {
-        report.finished = rewrite_packs(target, options, report, plan_only).await?;
+        report.finished = rewrite_packs(target, options, recent, report, plan_only).await?;
     }
     if !plan_only {
         indexes::merge(target).await?;
-        tidy::tidy(target, options).await?;
+        tidy::tidy(target, options, recent).await?;
     }
     report.count_waiting(&target.head().await?.root);
     Ok(())
@@ -189,24 +191,31 @@ fn is_over(target: &Target, options: &CollectOptions) -> bool {
     options.until.is_some_and(|until| target.context.clock.now() >= until)
 }
 
-/// Brings the count up to date; `false` when time is over.
-async fn count(target: &Target, options: &CollectOptions) -> VaultResult<bool> {
+/// Brings the count up to date; `None` when time is over.
+async fn count(
+    target: &Target,
+    options: &CollectOptions,
+    recent: &mut Recent,
+) -> VaultResult<Option<Box<Known>>> {
     loop {
         if is_over(target, options) {
-            return Ok(false);
+            return Ok(None);
         }
-        if account::step(target).await? == Counted::All {
-            return Ok(true);
+        if let Counted::All(known) = account::step(target, recent).await? {
+            return Ok(Some(known));
         }
     }
 }
 
-async fn condemn(target: &Target, options: &CollectOptions, report: &mut CollectReport) -> VaultResult<bool> {
+async fn condemn(
+    target: &Target,
+    options: &CollectOptions,
+    recent: &mut Recent,
+    report: &mut CollectReport,
+) -> VaultResult<bool> {
     for _ in 0..MAX_LATE {
-        if !count(target, options).await? {
-            return Ok(false);
-        }
-        if condemn::step(target, options, report).await? {
+        let Some(known) = count(target, options, recent).await? else { return Ok(false) };
+        if condemn::step(target, options, &known, recent, report).await? {
             return Ok(true);
         }
     }
@@ -216,30 +225,35 @@ async fn condemn(target: &Target, options: &CollectOptions, report: &mut Collect
 async fn rewrite_packs(
     target: &Target,
     options: &CollectOptions,
+    recent: &mut Recent,
     report: &mut CollectReport,
     plan_only: bool,
 ) -> VaultResult<bool> {
-    let known = Known::load(target).await?;
+    let mut known = Known::load(target, recent).await?;
     let mut damaged = HashSet::new();
-    let planned = rewrite::plan(target, &known, options, &damaged).await?;
+    let mut planned = rewrite::plan(target, &known, options, &damaged).await?;
     report.rewrite = planned.cost(u64::from(target.settings.pack_bytes));
     report.left_bytes = planned.left_bytes;
     if plan_only || planned.packs.is_empty() {
         return Ok(true);
     }
-    let mut late = 0;
+    let mut late = u32::from(!known.is_counted());
     while late < MAX_LATE {
         if is_over(target, options) {
             return Ok(false);
         }
-        match rewrite::step(target, options, &mut damaged, report).await? {
-            Rewritten::All => return Ok(true),
-            Rewritten::More => {}
-            Rewritten::Late => late += 1,
+        if known.is_counted() {
+            match rewrite::step(target, options, (&known, planned), recent, &mut damaged, report).await? {
+                Rewritten::All => return Ok(true),
+                Rewritten::More => {}
+                Rewritten::Late => late += 1,
+            }
         }
-        if !count(target, options).await? {
-            return Ok(false);
-        }
+        known = match count(target, options, recent).await? {
+            Some(counted) => *counted,
+            None => return Ok(false),
+        };
+        planned = rewrite::plan(target, &known, options, &damaged).await?;
     }
     Ok(false)
 }
@@ -272,7 +286,7 @@ impl Target {
     /// # Errors
     /// `Damaged` with the first difference; `Store`; `Format`.
     pub async fn audit_count(&self) -> VaultResult<()> {
-        let kept = Known::load(self).await?;
+        let kept = Known::load(self, &mut Recent::default()).await?;
         if !kept.is_counted() {
             return Ok(());
         }
@@ -285,8 +299,12 @@ impl Target {
                 Ok(Step::Replace(Box::new(next), ()))
             })
             .await?;
-        while account::step(&scratch).await? == Counted::More {}
-        let anew = Known::load(&scratch).await?;
+        let mut recent = Recent::default();
+        let anew = loop {
+            if let Counted::All(anew) = account::step(&scratch, &mut recent).await? {
+                break anew;
+            }
+        };
         if anew.usage.backups != kept.usage.backups {
             // Backups came or went since: the next collection counts them.
             return Ok(());

@@ -22,8 +22,8 @@ use strongroom_format::pack::{MAX_PACK_BYTES, PackBuilder, PackDirectory, PackEn
 use tracing::{info, warn};
 
 use super::condemn::{mark_readers, uncounted};
-use super::indexes::write_indexes;
-use super::state::{Groups, Known};
+use super::indexes::{count_written, write_indexes};
+use super::state::{Groups, Known, Recent};
 use super::{CollectOptions, CollectReport};
 use crate::error::{VaultError, VaultResult};
 use crate::head::{Head, Step, lists_batch};
@@ -82,21 +82,18 @@ async fn named_elsewhere(
         .collect())
 }
 
-/// Rewrites some packs.
+/// Rewrites some of the packs of a plan that was made on what is known.
 ///
 /// # Errors
 /// `Store`; `Format` where the count's own nodes can't be read.
 pub(super) async fn step(
     target: &Target,
     options: &CollectOptions,
+    (known, plan): (&Known, RewritePlan),
+    recent: &mut Recent,
     damaged: &mut HashSet<PackId>,
     report: &mut CollectReport,
 ) -> VaultResult<Rewritten> {
-    let known = Known::load(target).await?;
-    if !known.is_counted() {
-        return Ok(Rewritten::Late);
-    }
-    let plan = plan(target, &known, options, damaged).await?;
     let mut bytes = 0;
     let chosen: Vec<Candidate> = plan
         .packs
@@ -109,7 +106,7 @@ pub(super) async fn step(
     if chosen.is_empty() {
         return Ok(Rewritten::All);
     }
-    let mut copier = Copier::new(target, &known);
+    let mut copier = Copier::new(target, known);
     for candidate in &chosen {
         if let Err(error) = copier.copy(candidate.pack).await {
             if !error.is_damage() {
@@ -120,8 +117,8 @@ pub(super) async fn step(
             damaged.insert(candidate.pack);
         }
     }
-    let Some(copied) = copier.finish().await? else { return Ok(Rewritten::More) };
-    let outcome = swap(target, &known, &copied, options).await?;
+    let Some(copied) = copier.finish(recent).await? else { return Ok(Rewritten::More) };
+    let outcome = swap(target, known, &copied, options, recent).await?;
     if outcome == Rewritten::More {
         info!(packs = copied.moved.len(), into = copied.written.len(), "partly dead packs rewritten");
         report.rewritten_packs += copied.moved.len() as u64;
@@ -171,7 +168,7 @@ impl<'a> Copier<'a> {
         Self {
             target,
             known,
-            usage: known.usage.clone(),
+            usage: Usage::clone(&known.usage),
             groups: Groups::default(),
             session: SessionId::random_of(tag, &mut rng),
             next_pack: 0,
@@ -231,7 +228,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Stores what is left, and moves the count along; `None` if nothing was copied.
-    async fn finish(mut self) -> VaultResult<Option<Copied>> {
+    async fn finish(mut self, recent: &mut Recent) -> VaultResult<Option<Copied>> {
         while let Some(writer) = self.open.keys().next().cloned() {
             self.close(&writer).await?;
         }
@@ -273,8 +270,10 @@ impl<'a> Copier<'a> {
         }
         let base = self.known.head.root.epoch;
         let indexes = write_indexes(self.target, &self.written).await?;
+        count_written(&mut self.usage, &indexes);
+        let indexes = indexes.into_iter().map(|(index, _)| index).collect();
         self.groups.write(self.target, base, &mut self.usage).await?;
-        let usage = self.target.put_usage(base, &self.usage).await?;
+        let usage = recent.put_usage(self.target, base, self.usage).await?;
         Ok(Some(Copied { moved, old_bytes: self.old_bytes, written: self.written, indexes, usage }))
     }
 
@@ -298,6 +297,7 @@ async fn swap(
     known: &Known,
     copied: &Copied,
     options: &CollectOptions,
+    recent: &mut Recent,
 ) -> VaultResult<Rewritten> {
     let old: Vec<ObjectName> = copied.moved.keys().map(|pack| ObjectName::Pack(*pack)).collect();
     let names = DeadNames { names: old.clone() };
@@ -319,7 +319,7 @@ async fn swap(
             if !known.still_holds(&head.root) && rules::holds(Rule::CountHoldsAtRewrite) {
                 return Ok(Step::Keep(Rewritten::Late));
             }
-            let dead_names = target.dead_names(&head.root).await?;
+            let dead_names = target.dead_names_cached(&head.root, &mut recent.dead).await?;
             let dead = DeadSet::new(&head.root, &dead_names);
             let elsewhere = named_elsewhere(target, known, &head.root, options).await?;
             let named = copied.moved.keys().any(|pack| elsewhere.contains(pack));

@@ -5,6 +5,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::collect::State;
@@ -20,6 +21,7 @@ use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::seal::SealedBody;
 use tracing::warn;
 
+use crate::dead::DeadCache;
 use crate::error::{VaultError, VaultResult};
 use crate::head::Head;
 use crate::target::Target;
@@ -33,22 +35,23 @@ pub(super) struct Known {
     pub head: Head,
     pub dead: DeadSet,
     pub moved: Moved,
-    pub usage: Usage,
+    pub usage: Arc<Usage>,
     /// The nodes with the packs of `usage`, as the root has it.
     pub parts: Vec<NodeKey>,
 }
 
 impl Known {
-    /// Reads the root and its nodes.
-    pub async fn load(target: &Target) -> VaultResult<Self> {
+    /// Reads the root, and those of its nodes that were not read before.
+    pub async fn load(target: &Target, recent: &mut Recent) -> VaultResult<Self> {
         let head = target.head().await?;
-        let dead = target.dead_set(&head.root).await?;
-        let moved = target.moved(&head.root).await?;
-        let (usage, parts) = target.usage(&head.root).await?;
+        let names = target.dead_names_cached(&head.root, &mut recent.dead).await?;
+        let dead = DeadSet::new(&head.root, &names);
+        let moved = recent.moved(target, &head.root).await?;
+        let (usage, parts) = recent.usage(target, &head.root).await?;
         Ok(Self { head, dead, moved, usage, parts })
     }
 
-    pub const fn state(&self) -> State<'_> {
+    pub fn state(&self) -> State<'_> {
         State { root: &self.head.root, dead: &self.dead, moved: &self.moved, usage: &self.usage }
     }
 
@@ -64,6 +67,74 @@ impl Known {
     }
 }
 
+/// Nodes that a run has read or written. They are immutable and never deleted and written again, so each need be read once.
+#[derive(Debug, Default)]
+pub(super) struct Recent {
+    /// The names of dead batches.
+    pub dead: DeadCache,
+    moved: Option<(NodeKey, Moved)>,
+    usage: Option<(NodeKey, Arc<Usage>, Vec<NodeKey>)>,
+}
+
+impl Recent {
+    async fn moved(&mut self, target: &Target, root: &Root) -> VaultResult<Moved> {
+        let Some(node) = root.moved else { return Ok(Moved::default()) };
+        let moved = match self.moved.take() {
+            Some((read, moved)) if read == node => moved,
+            _ => target.node::<Moved>(node).await?,
+        };
+        self.moved = Some((node, moved.clone()));
+        Ok(moved.effective(root))
+    }
+
+    /// The count of a root, with the nodes of its packs; an empty one where it is lost.
+    async fn usage(&mut self, target: &Target, root: &Root) -> VaultResult<(Arc<Usage>, Vec<NodeKey>)> {
+        let Some(node) = root.usage else { return Ok(Default::default()) };
+        if let Some((read, usage, parts)) = &self.usage
+            && *read == node
+        {
+            return Ok((Arc::clone(usage), parts.clone()));
+        }
+        let (usage, parts) = target.usage(node).await?;
+        let usage = Arc::new(usage);
+        self.usage = Some((node, Arc::clone(&usage), parts.clone()));
+        Ok((usage, parts))
+    }
+
+    /// Stores a count for the root that follows `base`.
+    pub async fn put_usage(&mut self, target: &Target, base: Epoch, usage: Usage) -> VaultResult<NodeKey> {
+        let mut parts = Vec::new();
+        for part in UsagePart::split(&usage) {
+            parts.push(target.put_node(base, &part).await?);
+        }
+        let node = target.put_node(base, &UsageNode::new(&usage, parts.clone())).await?;
+        self.usage = Some((node, Arc::new(usage), parts));
+        Ok(node)
+    }
+
+    /// The nodes a root leads to.
+    pub async fn nodes_of(&mut self, target: &Target, root: &Root) -> VaultResult<BTreeSet<NodeKey>> {
+        let mut nodes: BTreeSet<NodeKey> = root.dead.iter().map(|batch| batch.node).collect();
+        nodes.extend(root.moved);
+        nodes.extend(root.dead_index);
+        if let Some(usage) = root.usage {
+            nodes.insert(usage);
+            match &self.usage {
+                Some((read, counted, parts)) if *read == usage => {
+                    nodes.extend(counted.groups.iter().flatten().map(|group| group.node));
+                    nodes.extend(parts);
+                }
+                _ => {
+                    if let Ok(node) = target.node::<UsageNode>(usage).await {
+                        nodes.extend(node.nodes());
+                    }
+                }
+            }
+        }
+        Ok(nodes)
+    }
+}
+
 impl Target {
     /// Reads what became of rewritten packs, as far as it counts on this root.
     ///
@@ -76,9 +147,8 @@ impl Target {
         }
     }
 
-    /// Reads the count of a root, with the nodes of its packs; an empty one where it is lost.
-    pub(super) async fn usage(&self, root: &Root) -> VaultResult<(Usage, Vec<NodeKey>)> {
-        let Some(node) = root.usage else { return Ok(Default::default()) };
+    /// Reads a count, with the nodes of its packs; an empty one where it is lost.
+    async fn usage(&self, node: NodeKey) -> VaultResult<(Usage, Vec<NodeKey>)> {
         match self.read_usage(node).await {
             Ok(read) => Ok(read),
             Err(error @ VaultError::Store(_)) if !error.is_not_found() => Err(error),
@@ -97,29 +167,6 @@ impl Target {
             self.node::<UsagePart>(*part).await?.add_to(&mut usage).map_err(malformed)?;
         }
         Ok((usage, node.parts))
-    }
-
-    /// Stores a count for the root that follows `base`.
-    pub(super) async fn put_usage(&self, base: Epoch, usage: &Usage) -> VaultResult<NodeKey> {
-        let mut parts = Vec::new();
-        for part in UsagePart::split(usage) {
-            parts.push(self.put_node(base, &part).await?);
-        }
-        self.put_node(base, &UsageNode::new(usage, parts)).await
-    }
-
-    /// The nodes a root leads to.
-    pub(super) async fn nodes_of(&self, root: &Root) -> VaultResult<BTreeSet<NodeKey>> {
-        let mut nodes: BTreeSet<NodeKey> = root.dead.iter().map(|batch| batch.node).collect();
-        nodes.extend(root.moved);
-        nodes.extend(root.dead_index);
-        if let Some(usage) = root.usage {
-            nodes.insert(usage);
-            if let Ok(node) = self.node::<UsageNode>(usage).await {
-                nodes.extend(node.nodes());
-            }
-        }
-        Ok(nodes)
     }
 
     /// Reads every node of the count and of rewritten packs: what became of each.

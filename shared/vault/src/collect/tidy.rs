@@ -11,17 +11,18 @@ use strongroom_format::ids::SessionId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 
 use super::condemn::is_active;
+use super::state::Recent;
 use super::{CollectOptions, DELETE_BATCH};
 use crate::error::VaultResult;
 use crate::target::Target;
 
-pub(super) async fn tidy(target: &Target, options: &CollectOptions) -> VaultResult<()> {
+pub(super) async fn tidy(target: &Target, options: &CollectOptions, recent: &mut Recent) -> VaultResult<()> {
     let now = target.context.clock.now();
     let nodes = target.list(KeyPrefix::Nodes).await?;
     let inbox = target.list(KeyPrefix::Inbox).await?;
     // Read after listing: a node written since for a swap on this very root is not in the list.
     let head = target.head().await?;
-    let referenced = target.nodes_of(&head.root).await?;
+    let referenced = recent.nodes_of(target, &head.root).await?;
     let unreferenced = nodes.into_iter().filter_map(|(key, row)| match key {
         ObjectKey::Node(node) => {
             let past = node.base_epoch < head.root.epoch || !rules::holds(Rule::NodesOutliveTheirSwap);
