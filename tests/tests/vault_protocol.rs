@@ -10,12 +10,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::ops::Range;
 use strongroom_catalog::retention::Policy;
+use strongroom_format::ids::BackupId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
     Counting, ETag, FaultRates, Faulty, KeyKind, ListPage, MemoryStore, Object, ObjectStore, Operation,
     Retry, RetryPolicy, StoreErrorKind, StoreResult,
 };
-use strongroom_tests::{World, noise, overwrite};
+use strongroom_tests::{START_MS, World, noise, overwrite};
 use strongroom_vault::backup::{BackupOptions, Source, backup};
 use strongroom_vault::collect::{CollectOptions, plan, run};
 use strongroom_vault::rebuild::rebuild;
@@ -92,35 +93,67 @@ async fn collection_keeps_what_others_share() {
     assert!(world.restore(again).await.unwrap() == volume);
 }
 
-/// Runs something just before the first write of a manifest: between an agent's last look at the root and its commit.
+/// When [`Meanwhile`] removes and collects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum When {
+    /// Just before a manifest is written: between an agent's last look at the root and its commit.
+    ManifestWritten,
+    /// Just before a pack is read: after a restore has looked at everything else.
+    PackRead,
+}
+
+/// Removes a backup and collects, once, at the worst moment.
 #[derive(Debug)]
-struct BeforeManifest {
+struct Meanwhile {
     inner: MemoryStore,
     world: World,
+    when: When,
     /// What to remove, and how often to collect.
-    victim: strongroom_format::ids::BackupId,
+    victim: BackupId,
     collections: u32,
+    options: CollectOptions,
     done: AtomicU32,
 }
 
+impl Meanwhile {
+    fn new(inner: MemoryStore, world: &World, when: When, victim: BackupId, collections: u32) -> Self {
+        let options = CollectOptions::at_once();
+        Self { inner, world: world.clone(), when, victim, collections, options, done: AtomicU32::new(0) }
+    }
+
+    fn comes_to(&self, moment: When) {
+        if self.when != moment || self.done.fetch_add(1, Ordering::SeqCst) > 0 {
+            return;
+        }
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                delete(&self.world.target, &[self.victim]).await.unwrap();
+                for _ in 0..self.collections {
+                    self.world.pass(1000);
+                    run(&self.world.target, &self.options).await.unwrap();
+                }
+            });
+        });
+    }
+}
+
 #[async_trait]
-impl ObjectStore for BeforeManifest {
+impl ObjectStore for Meanwhile {
     async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
+        if matches!(key, ObjectKey::Pack(_)) {
+            self.comes_to(When::PackRead);
+        }
         self.inner.get(key, max_bytes).await
     }
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
+        if matches!(key, ObjectKey::Pack(_)) {
+            self.comes_to(When::PackRead);
+        }
         self.inner.get_range(key, range).await
     }
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        if matches!(key, ObjectKey::Manifest(_)) && self.done.fetch_add(1, Ordering::SeqCst) == 0 {
-            tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(async {
-                    delete(&self.world.target, &[self.victim]).await.unwrap();
-                    for _ in 0..self.collections {
-                        self.world.collect().await.unwrap();
-                    }
-                });
-            });
+        if matches!(key, ObjectKey::Manifest(_)) {
+            self.comes_to(When::ManifestWritten);
         }
         self.inner.put_if_absent(key, bytes).await
     }
@@ -144,13 +177,7 @@ async fn a_backup_overtaken_by_collection_restores() {
         let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 3).await.unwrap();
         let volume = noise(5 << 20, 4);
         let victim = world.back_up("v", &volume).await.unwrap().backup;
-        let overtaken = BeforeManifest {
-            inner: store,
-            world: world.clone(),
-            victim,
-            collections,
-            done: AtomicU32::new(0),
-        };
+        let overtaken = Meanwhile::new(store, &world, When::ManifestWritten, victim, collections);
         let host = world.reopen(Arc::new(overtaken), 77).await.unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &volume).unwrap();
@@ -171,18 +198,38 @@ async fn a_stream_overtaken_by_collection_is_refused_and_leaves_nothing() {
     let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 4).await.unwrap();
     let volume = noise(3 << 20, 5);
     let victim = world.back_up("v", &volume).await.unwrap().backup;
-    let overtaken = BeforeManifest {
-        inner: store,
-        world: world.clone(),
-        victim,
-        collections: 3,
-        done: AtomicU32::new(0),
-    };
+    let overtaken = Meanwhile::new(store, &world, When::ManifestWritten, victim, 3);
     let host = world.reopen(Arc::new(overtaken), 78).await.unwrap();
     assert!(matches!(host.back_up("w", &volume).await, Err(VaultError::Refused(_))));
     assert_eq!(world.target.head().await.unwrap().root.backups().count(), 0);
     let again = world.back_up("w", &volume).await.unwrap();
     assert!(world.restore(again.backup).await.unwrap() == volume);
+}
+
+/// A restore that has registered reads to its end what is removed and collected meanwhile; once it is over, that goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registered_restore_finishes_though_its_backup_is_collected() {
+    for session_age_ms in [3_600_000, 0] {
+        let store = MemoryStore::with_clock(|| START_MS);
+        let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 6).await.unwrap();
+        let volume = noise(5 << 20, 7);
+        let victim = world.back_up("v", &volume).await.unwrap().backup;
+        let mut overtaken = Meanwhile::new(store.clone(), &world, When::PackRead, victim, 4);
+        overtaken.options.session_age_ms = session_age_ms;
+        let reader = world.reopen(Arc::new(overtaken), 79).await.unwrap();
+        let restored = reader.restore(victim).await;
+        if session_age_ms > 0 {
+            assert!(restored.unwrap() == volume);
+        } else {
+            // Nobody waits for it: it fails, and never reads wrong bytes.
+            assert!(restored.is_err());
+        }
+        for _ in 0..3 {
+            world.collect().await.unwrap();
+        }
+        let packs = store.list(KeyPrefix::Packs, None).await.unwrap().objects;
+        assert_eq!(packs.len(), 0, "{packs:?}");
+    }
 }
 
 /// Every call may fail before or after it took effect; operations go on, and nothing is lost.

@@ -287,7 +287,7 @@ impl Usage {
 
     /// All references to frames.
     pub fn references(&self) -> u64 {
-        self.groups.iter().flatten().map(|group| group.references).sum()
+        self.groups.iter().flatten().fold(0, |sum, group| sum.saturating_add(group.references))
     }
 }
 

@@ -1,8 +1,13 @@
 //! Opening a body of each kind, and asking it everything that can be asked.
 
-use strongroom_catalog::dead::DeadNames;
+use strongroom_catalog::dead::{DeadIndex, DeadNames};
+use strongroom_catalog::frames::{Delta, FrameGroup, FrameGroupNode};
+use strongroom_catalog::moved::Moved;
 use strongroom_catalog::root::Root;
+use strongroom_catalog::usage::Usage;
+use strongroom_catalog::usage_nodes::{UsageNode, UsagePart};
 use strongroom_format::FormatError;
+use strongroom_format::ids::PackId;
 use strongroom_format::index::{InboxOpen, InboxRecord, IndexBody, ReaderRegistration, directories_of};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{Manifest, region_count, region_len};
@@ -23,7 +28,7 @@ pub fn exercise(kind: Kind, key: &ObjectKey, object: &[u8]) -> Result<(), Format
             sealer.open_root_copy::<Root>(&ObjectKey::RootCopy(root.epoch), object)?;
             self::root(&root);
         }
-        Kind::Node => drop(sealer.open::<DeadNames>(key, object)?),
+        Kind::Node => return node(key, object),
         Kind::Manifest => manifest(&sealer.open::<Manifest>(key, object)?.validated()?),
         Kind::Segment => segment(&Segment::open(sealer, SEGMENT, object)?),
         Kind::Index => index(key, &sealer.open(key, object)?)?,
@@ -34,6 +39,50 @@ pub fn exercise(kind: Kind, key: &ObjectKey, object: &[u8]) -> Result<(), Format
         Kind::FleetSettings | Kind::FleetShard | Kind::FleetAgenda => {}
     }
     Ok(())
+}
+
+/// Asks a node as each of what it may be: which one it is, only the root says.
+fn node(key: &ObjectKey, object: &[u8]) -> Result<(), FormatError> {
+    let sealer = &WORLD.sealer;
+    let mut last = sealer.open::<DeadNames>(key, object).map(drop);
+    if let Ok(names) = sealer.open::<DeadIndex>(key, object) {
+        drop(names);
+        last = Ok(());
+    }
+    if let Ok(mut moved) = sealer.open::<Moved>(key, object) {
+        moved.rewrite(&moved.packs.clone());
+        last = Ok(());
+    }
+    if let Ok(node) = sealer.open::<UsageNode>(key, object) {
+        last = node.to_usage().map(|usage| self::usage(&node, &usage)).map_err(|problem| problem.of(key));
+    }
+    if let Ok(part) = sealer.open::<UsagePart>(key, object) {
+        let mut usage = Usage { groups: vec![None; 3], indexes: vec![None; 3], ..Usage::default() };
+        last = part.add_to(&mut usage).map_err(|problem| problem.of(key));
+    }
+    if let Ok(node) = sealer.open::<FrameGroupNode>(key, object) {
+        last = FrameGroup::from_node(&node).map(group).map_err(|problem| problem.of(key));
+    }
+    last
+}
+
+/// Asks a count.
+fn usage(node: &UsageNode, usage: &Usage) {
+    let again = UsageNode::new(usage, node.parts.clone());
+    assert_eq!(again.to_usage().as_ref(), Ok(usage), "what was read writes back to the same");
+    assert!(node.nodes().count() >= node.parts.len());
+    let _ = usage.references();
+}
+
+/// Asks a group of frames.
+fn group(mut group: FrameGroup) {
+    let again = FrameGroup::from_node(&group.to_node());
+    assert_eq!(again.as_ref(), Ok(&group), "what was read writes back to the same");
+    let _ = group.references();
+    let pack = PackId::from_bytes([2; 16]);
+    let _ = group.frames(&pack).count();
+    let _ =
+        group.apply(pack, vec![Delta { offset: 1, len: 2, uses: -1 }, Delta { offset: 0, len: 1, uses: 1 }]);
 }
 
 /// Asks a root.

@@ -14,6 +14,9 @@ enum Shape {
     Segment { packs: u8, lists: Vec<u32>, rows: Vec<Row>, keys: Keys, damage: Damage },
     Index { packs: Vec<Pack>, inbox: bool, damage: Damage },
     Manifest(Manifest),
+    Group { packs: Vec<(u8, Vec<(u32, u32, u32)>)>, damage: Damage },
+    Part { rows: Vec<[u32; 6]>, damage: Damage },
+    Usage { segments: Vec<(u32, u8)>, groups: Vec<Option<u32>>, also_in: Vec<(u8, u32)>, damage: Damage },
 }
 
 #[derive(Debug, Arbitrary)]
@@ -98,6 +101,52 @@ struct IndexedPack {
     chunks: u32,
 }
 
+#[derive(Serialize)]
+struct GroupBody {
+    packs: serde_bytes::ByteBuf,
+    counts: serde_bytes::ByteBuf,
+    gaps: serde_bytes::ByteBuf,
+    lens: serde_bytes::ByteBuf,
+    uses: serde_bytes::ByteBuf,
+}
+
+#[derive(Serialize)]
+struct PartBody {
+    packs: serde_bytes::ByteBuf,
+    groups: serde_bytes::ByteBuf,
+    indexes: serde_bytes::ByteBuf,
+    sizes: serde_bytes::ByteBuf,
+    live_frames: serde_bytes::ByteBuf,
+    live_bytes: serde_bytes::ByteBuf,
+    named_by: serde_bytes::ByteBuf,
+}
+
+#[derive(Serialize)]
+struct UsageBody {
+    backups: serde_bytes::ByteBuf,
+    segments: serde_bytes::ByteBuf,
+    segment_uses: serde_bytes::ByteBuf,
+    segments_counted: serde_bytes::ByteBuf,
+    groups: Vec<Option<StoredGroup>>,
+    indexes: Vec<Option<serde_bytes::ByteBuf>>,
+    also_in: Vec<(serde_bytes::ByteBuf, u32)>,
+    swept_to: Option<serde_bytes::ByteBuf>,
+    parts: Vec<u8>,
+}
+
+#[derive(Serialize)]
+struct StoredGroup {
+    epoch: u64,
+    id: serde_bytes::ByteBuf,
+    frames: u32,
+    references: u64,
+}
+
+/// Ids that tell one row from the other.
+fn ids(count: usize) -> Vec<u8> {
+    (0..count).flat_map(|number| [u8::try_from(number % 251).expect("small"); 16]).collect()
+}
+
 fn column(values: impl Iterator<Item = u32>) -> Vec<u8> {
     values.flat_map(u32::to_le_bytes).collect()
 }
@@ -167,6 +216,72 @@ fuzz_target!(|shape: Shape| match shape {
         }
     }
     Shape::Manifest(manifest) => try_body(Kind::Manifest, &manifest.body()),
+    Shape::Group { packs, damage } => {
+        let rows = || packs.iter().flat_map(|(_, rows)| rows.iter());
+        let mut body = GroupBody {
+            packs: packs.iter().flat_map(|(id, _)| [*id; 16]).collect::<Vec<u8>>().into(),
+            counts: column(
+                packs.iter().map(|(_, rows)| u32::try_from(rows.len()).expect("inputs are short")),
+            )
+            .into(),
+            gaps: column(rows().map(|row| row.0)).into(),
+            lens: column(rows().map(|row| row.1)).into(),
+            uses: column(rows().map(|row| row.2)).into(),
+        };
+        damage.apply([&mut body.packs, &mut body.counts, &mut body.gaps, &mut body.lens, &mut body.uses]);
+        try_body(Kind::Node, &body);
+    }
+    Shape::Part { rows, damage } => {
+        let each = |number: usize| column(rows.iter().map(|row| row[number])).into();
+        let mut body = PartBody {
+            packs: ids(rows.len()).into(),
+            groups: each(0),
+            indexes: each(1),
+            sizes: each(2),
+            live_frames: each(3),
+            live_bytes: each(4),
+            named_by: each(5),
+        };
+        damage.apply([
+            &mut body.packs,
+            &mut body.groups,
+            &mut body.indexes,
+            &mut body.sizes,
+            &mut body.named_by,
+        ]);
+        try_body(Kind::Node, &body);
+    }
+    Shape::Usage { segments, groups, also_in, damage } => {
+        let mut body = UsageBody {
+            backups: ids(3).into(),
+            segments: ids(segments.len()).into(),
+            segment_uses: column(segments.iter().map(|segment| segment.0)).into(),
+            segments_counted: segments.iter().map(|segment| segment.1).collect::<Vec<u8>>().into(),
+            groups: groups
+                .iter()
+                .map(|frames| {
+                    let group = |frames: u32| StoredGroup {
+                        epoch: 7,
+                        id: vec![4; 16].into(),
+                        frames,
+                        references: frames.into(),
+                    };
+                    frames.map(group)
+                })
+                .collect(),
+            indexes: vec![Some(vec![5; 16].into()), None],
+            also_in: also_in.iter().map(|(pack, index)| (vec![*pack; 16].into(), *index)).collect(),
+            swept_to: None,
+            parts: Vec::new(),
+        };
+        damage.apply([
+            &mut body.backups,
+            &mut body.segments,
+            &mut body.segment_uses,
+            &mut body.segments_counted,
+        ]);
+        try_body(Kind::Node, &body);
+    }
 });
 
 impl Manifest {
