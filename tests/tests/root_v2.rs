@@ -258,9 +258,9 @@ async fn history(world: &World) {
     let report = collect().await;
     assert_eq!(report.rewritten_packs, 1, "{report:?}");
     delete(&world.target, &[other]).await.unwrap();
-    for number in 0..4 {
+    for number in 0..4_usize {
         world.pass(3_600_000);
-        volume[usize::from(number as u8) * 5000] ^= 1;
+        volume[number * 5000] ^= 1;
         world.back_up("v", &volume).await.unwrap();
     }
     let per_day = Rate { removals: NonZeroU32::MIN, period_ms: NonZeroU64::new(DAY_MS).unwrap() };
