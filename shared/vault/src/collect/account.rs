@@ -18,15 +18,22 @@ use tracing::{info, warn};
 
 use super::indexes::read_index;
 use super::state::{Groups, Known, Recent};
+use super::{CollectOptions, is_over};
 use crate::error::{VaultError, VaultResult};
 use crate::head::Step;
 use crate::relocate::Relocator;
 use crate::target::Target;
 
-/// Segments whose references one step counts: about 4 million references, 64 MiB.
-const SEGMENTS_PER_STEP: usize = 128;
-/// Index objects read in one step.
-const INDEXES_PER_STEP: usize = 256;
+/// Segments whose references are held in memory at once: about 4 million references, 64 MiB.
+const SEGMENTS_PER_BATCH: usize = 128;
+/// Index objects read for each batch of segments.
+const INDEXES_PER_BATCH: usize = 64;
+
+/// Batches in one step, which ends with the whole count stored anew: the larger that is, the more is done before, so that
+/// all steps of a first count together store a small part of what they read.
+const fn batches_per_step(packs: usize) -> usize {
+    4 + (packs >> 20)
+}
 /// Manifests, segments or index objects read at once, each of a few MiB.
 const READ_CONCURRENCY: usize = 8;
 
@@ -64,7 +71,11 @@ type Tried<T> = Result<T, Failure>;
 ///
 /// # Errors
 /// `Store`; `Format` for a manifest or segment that can't be read: what it needs is not known, so nothing may go.
-pub(super) async fn step(target: &Target, recent: &mut Recent) -> VaultResult<Counted> {
+pub(super) async fn step(
+    target: &Target,
+    options: &CollectOptions,
+    recent: &mut Recent,
+) -> VaultResult<Counted> {
     let known = Known::load(target, recent).await?;
     let root = &known.head.root;
     let counts = |trashed: bool| !trashed || rules::holds(Rule::TrashMarked);
@@ -77,22 +88,21 @@ pub(super) async fn step(target: &Target, recent: &mut Recent) -> VaultResult<Co
     if is_current {
         return Ok(Counted::All(Box::new(known)));
     }
-    let work = Work { target, root, moved: &known.moved, backups: &backups, indexes: &indexes };
+    let work = Work { target, options, root, moved: &known.moved, backups: &backups, indexes: &indexes };
     let mut usage = Usage::clone(&known.usage);
-    let groups = match work.count(&mut usage).await {
-        Ok(groups) => groups,
+    match work.count(&mut usage).await {
+        Ok(()) => {}
         Err(Failure::Vault(error)) => return Err(error),
         Err(Failure::Anew(reason)) => {
             warn!(reason, "everything is counted again");
             usage = Usage::default();
             match work.count(&mut usage).await {
-                Ok(groups) => groups,
+                Ok(()) => {}
                 Err(Failure::Vault(error)) => return Err(error),
                 Err(Failure::Anew(reason)) => return Err(VaultError::Damaged(reason)),
             }
         }
-    };
-    groups.write(target, root.epoch, &mut usage).await?;
+    }
     info!(backups = usage.backups.len(), packs = usage.packs.len(), "counted what is used");
     let node = recent.put_usage(target, root.epoch, usage).await?;
     target
@@ -110,6 +120,7 @@ pub(super) async fn step(target: &Target, recent: &mut Recent) -> VaultResult<Co
 
 struct Work<'a> {
     target: &'a Target,
+    options: &'a CollectOptions,
     root: &'a Root,
     moved: &'a Moved,
     backups: &'a BTreeSet<BackupId>,
@@ -117,26 +128,37 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    async fn count(&self, usage: &mut Usage) -> Tried<Groups> {
-        self.read_indexes(usage).await?;
-        let order = self.read_manifests(usage).await?;
-        let in_order = order.into_iter().filter_map(|id| {
-            let segment = usage.segments.get(&id)?;
-            (segment.uses > 0 && !segment.counted).then_some((id, Sign::Add))
-        });
-        let mut pending: Vec<(SegmentId, Sign)> = in_order.take(SEGMENTS_PER_STEP).collect();
-        if pending.len() < SEGMENTS_PER_STEP {
-            let chosen: BTreeSet<SegmentId> = pending.iter().map(|(id, _)| *id).collect();
-            let others = usage.pending_segments(2 * SEGMENTS_PER_STEP);
-            pending.extend(others.into_iter().filter(|(id, _)| !chosen.contains(id)));
-            pending.truncate(SEGMENTS_PER_STEP);
+    async fn count(&self, usage: &mut Usage) -> Tried<()> {
+        let batches = batches_per_step(usage.packs.len());
+        self.read_indexes(usage, batches * INDEXES_PER_BATCH).await?;
+        let mut order = self.read_manifests(usage, batches * SEGMENTS_PER_BATCH).await?.into_iter();
+        for batch in 0..batches {
+            if batch > 0 && is_over(self.target, self.options) {
+                break;
+            }
+            let in_order = order.by_ref().filter_map(|id| {
+                let segment = usage.segments.get(&id)?;
+                (segment.uses > 0 && !segment.counted).then_some((id, Sign::Add))
+            });
+            let mut pending: Vec<(SegmentId, Sign)> = in_order.take(SEGMENTS_PER_BATCH).collect();
+            if pending.len() < SEGMENTS_PER_BATCH {
+                let chosen: BTreeSet<SegmentId> = pending.iter().map(|(id, _)| *id).collect();
+                let others = usage.pending_segments(2 * SEGMENTS_PER_BATCH);
+                pending.extend(others.into_iter().filter(|(id, _)| !chosen.contains(id)));
+                pending.truncate(SEGMENTS_PER_BATCH);
+            }
+            if pending.is_empty() {
+                break;
+            }
+            let groups = self.count_segments(usage, &pending).await?;
+            groups.write(self.target, self.root.epoch, usage).await?;
         }
-        self.count_segments(usage, &pending).await
+        Ok(())
     }
 
-    async fn read_indexes(&self, usage: &mut Usage) -> Tried<()> {
+    async fn read_indexes(&self, usage: &mut Usage, most: usize) -> Tried<()> {
         usage.retain_indexes(self.indexes);
-        let unread: Vec<IndexId> = usage.unread_indexes(self.indexes).take(INDEXES_PER_STEP).collect();
+        let unread: Vec<IndexId> = usage.unread_indexes(self.indexes).take(most).collect();
         let mut read = stream::iter(unread)
             .map(async |id| VaultResult::Ok((id, read_index(self.target, id).await?)))
             .buffered(READ_CONCURRENCY);
@@ -150,7 +172,7 @@ impl Work<'_> {
 
     /// Counts backups that came until there is enough to do, then those that went; returns the segments of those that
     /// came, in order: neighbours in a volume are neighbours in packs.
-    async fn read_manifests(&self, usage: &mut Usage) -> Tried<Vec<SegmentId>> {
+    async fn read_manifests(&self, usage: &mut Usage, most: usize) -> Tried<Vec<SegmentId>> {
         let uncounted = usage.uncounted(self.backups);
         let new: BTreeSet<BackupId> = uncounted.added.into_iter().collect();
         let in_order = self.root.backups().map(|(_, backup)| backup.id).filter(|id| new.contains(id));
@@ -159,7 +181,7 @@ impl Work<'_> {
             .buffered(READ_CONCURRENCY);
         let mut order = Vec::new();
         let mut fresh = 0;
-        while fresh < SEGMENTS_PER_STEP
+        while fresh < most
             && let Some(manifest) = added.try_next().await?
         {
             let manifest: Manifest = manifest;

@@ -201,7 +201,7 @@ async fn count(
         if is_over(target, options) {
             return Ok(None);
         }
-        if let Counted::All(known) = account::step(target, recent).await? {
+        if let Counted::All(known) = account::step(target, options, recent).await? {
             return Ok(Some(known));
         }
     }
@@ -301,7 +301,9 @@ impl Target {
             .await?;
         let mut recent = Recent::default();
         let anew = loop {
-            if let Counted::All(anew) = account::step(&scratch, &mut recent).await? {
+            if let Counted::All(anew) =
+                account::step(&scratch, &CollectOptions::at_once(), &mut recent).await?
+            {
                 break anew;
             }
         };

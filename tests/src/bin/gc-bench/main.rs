@@ -40,6 +40,9 @@ struct Args {
     /// Folder for the catalog, which is removed at the end [default: memory; a temporary folder above 20 million chunks]
     #[arg(long)]
     dir: Option<PathBuf>,
+    /// At the end, counts everything once more and compares: not measured
+    #[arg(long)]
+    audit: bool,
     /// Fails if the second collection takes more than so many percent of the time of the first
     #[arg(long)]
     max_percent: Option<f64>,
@@ -96,6 +99,10 @@ async fn run(args: &Args, store: Arc<dyn ObjectStore>) -> Result<[Figures; 3]> {
     clock.set(TimestampMs(START_MS + 2000));
     let third = measured.collect("third collection: what was condemned is deleted", &options).await?;
     say(&format!("{} packs are left", packs.count()));
+    if args.audit {
+        measured.target.audit_count().await?;
+        say("the count is what a new one says");
+    }
     let share = |part: f64, whole: f64| 100.0 * part / whole;
     #[expect(clippy::cast_precision_loss, reason = "percentages are shown with one digit")]
     let of = |part: &Figures| {
