@@ -128,6 +128,31 @@ fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking(
     fleet.ran(&["request", "restore", "db@latest", to, "--on-host", "test-host", "--wait"]);
     assert!(std::fs::read(&destination).unwrap() == content);
     fleet.ran(&["request", "verify", "--on-host", "test-host", "--sample", "100", "--wait"]);
+    // What `up` brings in from its configuration can also be asked for.
+    let image = fleet.place.path("images").join("db.img");
+    fleet.ran(&[
+        "request",
+        "volume-put",
+        "other",
+        "--on-host",
+        "test-host",
+        "--source",
+        image.to_str().unwrap(),
+        "--cron",
+        "@yearly",
+        "--jitter",
+        "10m",
+        "--keep-last",
+        "2",
+        "--rpo",
+        "1d",
+        "--wait",
+    ]);
+    fleet.ran(&["request", "backup", "other", "--wait"]);
+    fleet.ran(&["request", "schedule", "other", "--jitter", "1m", "--paused", "true", "--wait"]);
+    fleet.ran(&["request", "volume-delete", "other", "--wait"]);
+    fleet.ran(&["request", "target-put", "side", "file:///nowhere", "--wait"]);
+    fleet.ran(&["request", "target-delete", "side", "--wait"]);
     // What is asked for wrongly says why.
     for (args, reason) in [
         (vec!["request", "backup", "nothing", "--wait"], "no volume"),
@@ -144,7 +169,7 @@ fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking(
         assert!(text.contains("failed") && text.contains(reason), "{args:?}: {text}");
     }
     fleet.settle();
-    let kept = fleet.ran(&["ls"]);
+    let kept = fleet.ran(&["ls", "--volume", "db"]);
     assert_eq!(kept.lines().count(), 1, "retention follows each backup: {kept}");
     fleet.ran(&["request", "gc", "--grace", "0s", "--wait"]);
     stop(process);
