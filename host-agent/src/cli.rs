@@ -147,6 +147,8 @@ pub enum Command {
         #[arg(required = true)]
         runs: Vec<String>,
     },
+    /// Lists messages that nobody could deal with, and why
+    DeadLetters,
     /// Prints a completion script for a shell
     Completions {
         /// The shell

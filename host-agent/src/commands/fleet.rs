@@ -31,6 +31,10 @@ use crate::output::{Output, bytes, time};
 
 /// Pause between two looks at a run that is followed.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Dead letters shown of a queue.
+const MAX_DEAD_LETTERS: usize = 100;
+/// Characters of a dead letter that people are shown.
+const SHOWN_OF_LETTER: usize = 200;
 /// Runs read at once.
 const RUNS_AT_ONCE: usize = 16;
 
@@ -251,6 +255,26 @@ pub async fn watch(settings: &Settings, runs: &[String], output: Output) -> Vaul
         .collect::<VaultResult<_>>()?;
     let (home, _) = settings.target().await?;
     follow(&Home::new(home), &ids, output).await
+}
+
+/// Lists what lies among the dead letters of all queues of the fleet.
+pub async fn dead_letters(settings: &Settings, output: Output) -> VaultResult<Done> {
+    let (service, queues) = open(settings).await?;
+    let mut names = vec![QueueName::Requests, QueueName::Commits, QueueName::Retention, QueueName::Gc];
+    if queues.are_remote() {
+        names.extend([QueueName::Ticks, QueueName::Checks]);
+    }
+    names.extend(service.home.settings().await?.hosts.into_keys().map(QueueName::Host));
+    for name in names {
+        for letter in queues.get(&name).await?.dead_letters(MAX_DEAD_LETTERS).await? {
+            let begin: String = letter.body.chars().take(SHOWN_OF_LETTER).collect();
+            output.result(
+                &format!("{name}  {}  {}", letter.reason, begin.escape_debug()),
+                &json!({ "event": "dead_letter", "queue": name.to_string(), "reason": letter.reason, "body": letter.body }),
+            );
+        }
+    }
+    Ok(Done::Well)
 }
 
 async fn follow(home: &Home, ids: &[RunId], output: Output) -> VaultResult<Done> {
