@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread::sleep;
@@ -25,13 +26,18 @@ struct Fleet {
 
 impl Fleet {
     fn new(volumes: &str) -> Self {
+        Self::with("", "drain-seconds = 20", volumes)
+    }
+
+    /// With more at the beginning of the configuration file, and of what it says of the agent. IMAGES stands for their folder.
+    fn with(head: &str, agent: &str, volumes: &str) -> Self {
         let place = Place::new();
         for folder in ["images", "restored"] {
             std::fs::create_dir(place.path(folder)).unwrap();
         }
         let config = format!(
-            "queues = \"file://{}\"\n[agent]\nsources = [{:?}]\ndestinations = [{:?}]\nheartbeat-seconds = 1\n\
-             drain-seconds = 20\n{volumes}",
+            "{head}\nqueues = \"file://{}\"\n[agent]\nsources = [{:?}]\ndestinations = [{:?}]\nheartbeat-seconds = 1\n\
+             {agent}\n{volumes}",
             place.path("queues").display(),
             place.path("images"),
             place.path("restored"),
@@ -56,9 +62,21 @@ impl Fleet {
 
     fn ran(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        let log = || std::fs::read_to_string(self.place.path("up.log")).unwrap_or_default();
-        assert!(output.status.success(), "{args:?}: {output:?}\n{}", log());
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.log());
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.place.path("up.log")).unwrap_or_default()
+    }
+
+    /// Waits until something is so.
+    fn wait_for(&self, what: &str, is_so: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < PATIENCE, "{what}\n{}", self.log());
+            sleep(Duration::from_millis(50));
+        }
     }
 
     fn image(&self, name: &str, bytes: &[u8]) {
@@ -151,8 +169,6 @@ fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking(
     fleet.ran(&["request", "backup", "other", "--wait"]);
     fleet.ran(&["request", "schedule", "other", "--jitter", "1m", "--paused", "true", "--wait"]);
     fleet.ran(&["request", "volume-delete", "other", "--wait"]);
-    fleet.ran(&["request", "target-put", "side", "file:///nowhere", "--wait"]);
-    fleet.ran(&["request", "target-delete", "side", "--wait"]);
     // What is asked for wrongly says why.
     for (args, reason) in [
         (vec!["request", "backup", "nothing", "--wait"], "no volume"),
@@ -202,9 +218,88 @@ fn requests_that_come_again_are_one_and_poison_is_buried_with_the_reason() {
         assert!(begun.elapsed() < PATIENCE, "{:?}", fleet.dead_letters());
         sleep(Duration::from_millis(200));
     }
+    let told = fleet.ran(&["dead-letters"]);
     stop(process);
+    assert_eq!(told.lines().count(), 5 * 5, "{told}");
+    assert!(
+        told.lines().any(|line| line.starts_with("commits  bad message: ") && line.contains("\\0\\u{1}")),
+        "{told}"
+    );
     assert_eq!(fleet.runs(is_backup).len(), 1);
     assert_eq!(fleet.ran(&["ls"]).lines().count(), 1);
+}
+
+#[test]
+fn a_target_that_is_put_again_is_the_other_one_from_then_on() {
+    let fleet = Fleet::new("");
+    fleet.image("db.img", &noise(1 << 20, 3));
+    let process = fleet.start();
+    let source = fleet.place.path("images").join("db.img").display().to_string();
+    let put = ["request", "volume-put", "db", "--on-host", "test-host", "--source", &source];
+    let refused = fleet.run(&[&put[..], &["--of-target", "side", "--wait"]].concat());
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("no target 'side'"), "{refused:?}");
+    let addresses = ["one", "two"].map(|name| format!("file://{}", fleet.place.path(name).display()));
+    for (number, address) in addresses.iter().enumerate() {
+        fleet.ran(&["target", "init", address]);
+        fleet.ran(&["request", "target-put", "side", address, "--wait"]);
+        fleet.ran(&[&put[..], &["--of-target", "side", "--wait"]].concat());
+        fleet.ran(&["request", "backup", "db", "--wait"]);
+        for (other, address) in addresses.iter().enumerate().take(number + 1) {
+            let listed = fleet.ran(&["ls", "--target", address]);
+            assert_eq!(listed.lines().count(), 1, "{number}, {other}: {listed}");
+        }
+    }
+    let needed = fleet.run(&["request", "target-delete", "side", "--wait"]);
+    assert!(String::from_utf8_lossy(&needed.stdout).contains("still needed, by volume 'db'"), "{needed:?}");
+    fleet.ran(&["request", "volume-delete", "db", "--wait"]);
+    fleet.ran(&["request", "target-delete", "side", "--wait"]);
+    stop(process);
+    assert_eq!(fleet.ran(&["ls"]), "", "nothing went to the home");
+}
+
+#[test]
+fn asked_to_stop_it_thaws_and_puts_back_what_it_can_not_finish() {
+    // A volume that takes some ten seconds to send.
+    let hooks = "drain-seconds = 0\nmetrics = \"127.0.0.1:0\"\nmemory = \"600MiB\"\nhooks.before = [\"touch\", \"IMAGES/frozen\"]\n\
+                 hooks.after = [\"rm\", \"IMAGES/frozen\"]\n";
+    let fleet = Fleet::with("upload-limit = \"1MiB\"", hooks, "[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    let content = noise(8 << 20, 4);
+    fleet.image("db.img", &content);
+    let frozen = fleet.place.path("images").join("frozen");
+    let mut process = fleet.start();
+    let run = fleet.ran(&["request", "backup", "db"]);
+    for _ in 0..2 {
+        let packs = || common::walk(&fleet.place.path("target").join("packs")).len();
+        let before = packs();
+        fleet.wait_for("it does not begin", || frozen.exists() && packs() > before);
+        assert!(fleet.ran(&["runs", "--open"]).contains("running"));
+        let metrics = fleet.log().lines().rev().find_map(|line| {
+            let (_, address) = line.split_once("under /metrics")?.1.split_once("address=")?;
+            get(address.trim(), "/metrics")
+        });
+        let metrics = metrics.expect("metrics are served");
+        assert!(metrics.contains("\nstrongroom_runs_running 1\n"), "{metrics}");
+        let asked = Instant::now();
+        stop(process);
+        assert!(asked.elapsed() < Duration::from_secs(5), "it waited for what it can't finish");
+        assert!(!frozen.exists(), "stopped, and the volume is still frozen");
+        assert!(fleet.ran(&["runs", "--open"]).contains("queued"), "put back");
+        process = fleet.start();
+    }
+    fleet.ran(&["watch", run.trim()]);
+    fleet.settle();
+    stop(process);
+    assert!(fleet.place.restored("db@latest") == content && !frozen.exists());
+    assert_eq!(fleet.dead_letters(), Vec::<String>::new());
+}
+
+/// What an HTTP server says; nothing if it is gone.
+fn get(address: &str, path: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// Kills at random points of backups and restores that are going on all the time.
