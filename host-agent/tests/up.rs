@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::Place;
+use common::{Place, code};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::Value;
@@ -48,9 +48,13 @@ impl Fleet {
     }
 
     fn start(&self) -> Child {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[&str]) -> Child {
         let config = self.place.path("config.toml");
-        let mut command =
-            self.place.command(&["up", "--tick", "500ms", "--config", config.to_str().unwrap()]);
+        let args = ["up", "--tick", "500ms", "--config", config.to_str().unwrap()];
+        let mut command = self.place.command(&[&args, more].concat());
         let log = std::fs::File::options().append(true).create(true).open(self.place.path("up.log")).unwrap();
         command.env("STRONGROOM_LOG", "info").stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
@@ -291,6 +295,57 @@ fn asked_to_stop_it_thaws_and_puts_back_what_it_can_not_finish() {
     stop(process);
     assert!(fleet.place.restored("db@latest") == content && !frozen.exists());
     assert_eq!(fleet.dead_letters(), Vec::<String>::new());
+}
+
+/// docs/operations.md: "The account is lost. What is left is what was outside: a copy of the bucket […], and the recovery kit".
+#[test]
+fn a_copy_and_the_recovery_kit_are_enough_to_go_on_elsewhere() {
+    let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    let target = fleet.place.path("target");
+    let (first, second) = (noise(3 << 20, 5), noise(3 << 20, 6));
+    let process = fleet.start();
+    fleet.image("db.img", &first);
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    let kit = fleet.place.path("kit").display().to_string();
+    fleet.ran(&["target", "export-recovery-kit", "--output", &kit]);
+    let packs = common::walk(&target.join("packs"));
+    fleet.image("db.img", &second);
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    stop(process);
+
+    // Copied while it changed: the root is there already, and one of the packs that it needs is not. No keyring.
+    let copy = fleet.place.path("copy");
+    let late = common::walk(&target.join("packs")).into_iter().find(|pack| !packs.contains(pack)).unwrap();
+    for file in common::walk(&target) {
+        if file != late && file != target.join("keyring") {
+            let to = copy.join(file.strip_prefix(&target).unwrap());
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(file, to).unwrap();
+        }
+    }
+    // Another machine, which has seen nothing.
+    let (address, state) = (format!("file://{}", copy.display()), fleet.place.path("other-state"));
+    let with_key = |args: &[&str], key: &str| {
+        let there = ["--target", &address, "--state-dir", state.to_str().unwrap(), "--key-file", key];
+        fleet.run(&[args, &there].concat())
+    };
+    let with_kit = |args: &[&str]| with_key(args, &kit);
+    assert_eq!(code(&with_kit(&["target", "restore-keyring", &kit])), 0);
+    assert_eq!(code(&with_kit(&["verify"])), 3, "what is missing is noticed");
+    std::fs::remove_file(copy.join("root")).unwrap();
+    let rebuilt = with_kit(&["index", "rebuild"]);
+    assert_eq!(code(&rebuilt), 3, "it says what is not whole: {rebuilt:?}");
+    assert_eq!(code(&with_kit(&["verify", "--full"])), 0);
+    assert!(with_kit(&["restore", "db@latest", "-"]).stdout == first, "the backup that is whole");
+
+    // A fleet again, which knows its volumes.
+    let key = fleet.place.path("another-key").display().to_string();
+    assert_eq!(code(&with_kit(&["target", "rotate", "--keep-old", "--new-key-file", &key])), 0);
+    let process = fleet.start_with(&["--target", &address, "--key-file", &key]);
+    let asked = with_key(&["request", "backup", "db", "--wait"], &key);
+    assert_eq!(code(&asked), 0, "{asked:?}\n{}", fleet.log());
+    stop(process);
+    assert!(with_kit(&["restore", "db@latest", "-"]).stdout == second);
 }
 
 /// What an HTTP server says; nothing if it is gone.
