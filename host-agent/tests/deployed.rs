@@ -368,7 +368,8 @@ fn what_comes_again_or_makes_no_sense_or_dies_in_the_middle_changes_no_outcome()
     assert_eq!(letters.len(), wanted, "{letters:#?}");
     for letter in &letters {
         let (body, reason) = (letter["body"].as_str().unwrap(), letter["reason"].as_str().unwrap());
-        assert!(POISON.contains(&body), "{letter}");
+        // LocalStack writes what is JSON anew, with other spaces.
+        assert!(POISON.contains(&body.replace(' ', "").as_str()), "{letter}");
         assert!(reason.contains("bad message"), "{letter}");
     }
     println!(
