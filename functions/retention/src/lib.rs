@@ -5,6 +5,7 @@
 //! sends itself the rest: of what is done, nothing is left to do.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use jiff::tz::TimeZone;
 use strongroom_catalog::retention::plan;
@@ -138,10 +139,11 @@ async fn spec_of(
 ) -> VaultResult<Option<(RetentionSpec, TimeZone)>> {
     let home = &service.home;
     let number = shard_of(home.sealer(), volume);
-    if !shards.contains_key(&number) {
-        shards.insert(number, home.shard(number).await?.body);
-    }
-    let Some(state) = shards.get(&number).and_then(|shard| shard.volumes.get(volume)) else {
+    let shard = match shards.entry(number) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => place.insert(home.shard(number).await?.body),
+    };
+    let Some(state) = shard.volumes.get(volume) else {
         return Ok(None);
     };
     let Some(spec) = state.spec.retention.clone().filter(|_| state.spec.target.as_deref() == target) else {
