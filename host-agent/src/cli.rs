@@ -129,7 +129,15 @@ pub enum Command {
     /// Runs agent and control plane in one process, without any cloud
     Up(UpArgs),
     /// Asks the fleet for something; prints the run it becomes
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "Each request becomes a run, whose end says what came of it, also of a request that was refused.\n\
+                      With --wait the exit code tells: 0 it succeeded, 1 it failed.\n\n\
+                      Examples:\n  strongroom request backup db --wait\n  \
+                      strongroom request restore db@latest /srv/restored/db.img --on-host hv-02 --wait\n  \
+                      strongroom request volume-put db --on-host hv-01 --source /dev/vg0/db --cron '15 */6 * * *' --keep-daily 14\n  \
+                      strongroom request schedule db --paused true"
+    )]
     Request(RequestCommand),
     /// Lists runs, newest first
     Runs(RunsArgs),
@@ -139,6 +147,8 @@ pub enum Command {
         #[arg(required = true)]
         runs: Vec<String>,
     },
+    /// Lists messages that nobody could deal with, and why
+    DeadLetters,
     /// Prints a completion script for a shell
     Completions {
         /// The shell
@@ -317,8 +327,9 @@ pub enum RetentionCommand {
     },
 }
 
+/// What retention keeps.
 #[derive(Debug, Args)]
-pub struct RetentionArgs {
+pub struct KeepArgs {
     /// Keeps the newest N backups of each volume
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub keep_last: u32,
@@ -344,6 +355,12 @@ pub struct RetentionArgs {
     /// volume with new backups can't push out the old ones faster
     #[arg(long, value_name = "N/DURATION", value_parser = parse_rate)]
     pub max_rate: Option<Rate>,
+}
+
+#[derive(Debug, Args)]
+pub struct RetentionArgs {
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// Only this volume
     #[arg(long, value_name = "NAME")]
     pub volume: Option<String>,
@@ -504,6 +521,36 @@ pub enum RequestCommand {
         #[command(flatten)]
         sending: Sending,
     },
+    /// Add a volume, or replace what is to be done with it
+    VolumePut {
+        /// Its name
+        volume: String,
+        /// What its host's agent reads: a path that the host's configuration allows
+        #[arg(long, value_name = "PATH")]
+        source: String,
+        /// The host whose agent reads it
+        #[arg(long, value_name = "NAME")]
+        on_host: String,
+        /// Another chunker than the target's
+        #[arg(long, value_name = "CHUNKER")]
+        chunker: Option<ChunkerParams>,
+        /// Five fields, as in crontab(5); backed up only on request without it
+        #[arg(long)]
+        cron: Option<String>,
+        /// Time zone whose clock the schedule follows, and where retention's days begin, such as Europe/Berlin
+        #[arg(long, value_name = "ZONE", default_value = "UTC", requires = "cron")]
+        time_zone: String,
+        /// Runs begin up to so much later than their slot, each volume always as much
+        #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = parse_duration, requires = "cron")]
+        jitter: DurationMs,
+        /// How old its newest backup may become before it counts as late
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        rpo: Option<DurationMs>,
+        #[command(flatten)]
+        keep: KeepArgs,
+        #[command(flatten)]
+        sending: Sending,
+    },
     /// Forget a volume; its backups stay
     VolumeDelete {
         /// Its name
@@ -521,6 +568,9 @@ pub enum RequestCommand {
         /// Time zone whose clock the schedule follows, such as Europe/Berlin
         #[arg(long, value_name = "ZONE")]
         time_zone: Option<String>,
+        /// Runs begin up to so much later than their slot, each volume always as much
+        #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+        jitter: Option<DurationMs>,
         /// Whether slots pass by unused
         #[arg(long)]
         paused: Option<bool>,
@@ -537,6 +587,28 @@ pub enum RequestCommand {
     /// Forget a host that has no volumes any more
     HostDelete {
         /// Its name
+        name: String,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Add a target that was initialised by `strongroom target init`, or change how it is reached
+    TargetPut {
+        /// What the fleet calls it
+        name: String,
+        /// s3://bucket/prefix or file:///path
+        address: String,
+        /// The AWS KMS key that opens its catalog [default: the home's]
+        #[arg(long, value_name = "KEY")]
+        its_kms_key: Option<String>,
+        /// Region of its bucket [default: the home's]
+        #[arg(long, value_name = "REGION")]
+        its_region: Option<String>,
+        #[command(flatten)]
+        sending: Sending,
+    },
+    /// Forget a target that no volume goes to any more; its objects stay
+    TargetDelete {
+        /// What the fleet calls it
         name: String,
         #[command(flatten)]
         sending: Sending,

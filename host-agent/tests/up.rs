@@ -4,12 +4,13 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::Place;
+use common::{Place, code};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::Value;
@@ -25,13 +26,18 @@ struct Fleet {
 
 impl Fleet {
     fn new(volumes: &str) -> Self {
+        Self::with("", "drain-seconds = 20", volumes)
+    }
+
+    /// With more at the beginning of the configuration file, and of what it says of the agent. IMAGES stands for their folder.
+    fn with(head: &str, agent: &str, volumes: &str) -> Self {
         let place = Place::new();
         for folder in ["images", "restored"] {
             std::fs::create_dir(place.path(folder)).unwrap();
         }
         let config = format!(
-            "queues = \"file://{}\"\n[agent]\nsources = [{:?}]\ndestinations = [{:?}]\nheartbeat-seconds = 1\n\
-             drain-seconds = 20\n{volumes}",
+            "{head}\nqueues = \"file://{}\"\n[agent]\nsources = [{:?}]\ndestinations = [{:?}]\nheartbeat-seconds = 1\n\
+             {agent}\n{volumes}",
             place.path("queues").display(),
             place.path("images"),
             place.path("restored"),
@@ -42,9 +48,13 @@ impl Fleet {
     }
 
     fn start(&self) -> Child {
+        self.start_with(&[])
+    }
+
+    fn start_with(&self, more: &[&str]) -> Child {
         let config = self.place.path("config.toml");
-        let mut command =
-            self.place.command(&["up", "--tick", "500ms", "--config", config.to_str().unwrap()]);
+        let args = ["up", "--tick", "500ms", "--config", config.to_str().unwrap()];
+        let mut command = self.place.command(&[&args, more].concat());
         let log = std::fs::File::options().append(true).create(true).open(self.place.path("up.log")).unwrap();
         command.env("STRONGROOM_LOG", "info").stdout(Stdio::null()).stderr(log).spawn().unwrap()
     }
@@ -56,9 +66,21 @@ impl Fleet {
 
     fn ran(&self, args: &[&str]) -> String {
         let output = self.run(args);
-        let log = || std::fs::read_to_string(self.place.path("up.log")).unwrap_or_default();
-        assert!(output.status.success(), "{args:?}: {output:?}\n{}", log());
+        assert!(output.status.success(), "{args:?}: {output:?}\n{}", self.log());
         String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.place.path("up.log")).unwrap_or_default()
+    }
+
+    /// Waits until something is so.
+    fn wait_for(&self, what: &str, is_so: impl Fn() -> bool) {
+        let begun = Instant::now();
+        while !is_so() {
+            assert!(begun.elapsed() < PATIENCE, "{what}\n{}", self.log());
+            sleep(Duration::from_millis(50));
+        }
     }
 
     fn image(&self, name: &str, bytes: &[u8]) {
@@ -128,6 +150,29 @@ fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking(
     fleet.ran(&["request", "restore", "db@latest", to, "--on-host", "test-host", "--wait"]);
     assert!(std::fs::read(&destination).unwrap() == content);
     fleet.ran(&["request", "verify", "--on-host", "test-host", "--sample", "100", "--wait"]);
+    // What `up` brings in from its configuration can also be asked for.
+    let image = fleet.place.path("images").join("db.img");
+    fleet.ran(&[
+        "request",
+        "volume-put",
+        "other",
+        "--on-host",
+        "test-host",
+        "--source",
+        image.to_str().unwrap(),
+        "--cron",
+        "@yearly",
+        "--jitter",
+        "10m",
+        "--keep-last",
+        "2",
+        "--rpo",
+        "1d",
+        "--wait",
+    ]);
+    fleet.ran(&["request", "backup", "other", "--wait"]);
+    fleet.ran(&["request", "schedule", "other", "--jitter", "1m", "--paused", "true", "--wait"]);
+    fleet.ran(&["request", "volume-delete", "other", "--wait"]);
     // What is asked for wrongly says why.
     for (args, reason) in [
         (vec!["request", "backup", "nothing", "--wait"], "no volume"),
@@ -144,7 +189,7 @@ fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking(
         assert!(text.contains("failed") && text.contains(reason), "{args:?}: {text}");
     }
     fleet.settle();
-    let kept = fleet.ran(&["ls"]);
+    let kept = fleet.ran(&["ls", "--volume", "db"]);
     assert_eq!(kept.lines().count(), 1, "retention follows each backup: {kept}");
     fleet.ran(&["request", "gc", "--grace", "0s", "--wait"]);
     stop(process);
@@ -177,9 +222,139 @@ fn requests_that_come_again_are_one_and_poison_is_buried_with_the_reason() {
         assert!(begun.elapsed() < PATIENCE, "{:?}", fleet.dead_letters());
         sleep(Duration::from_millis(200));
     }
+    let told = fleet.ran(&["dead-letters"]);
     stop(process);
+    assert_eq!(told.lines().count(), 5 * 5, "{told}");
+    assert!(
+        told.lines().any(|line| line.starts_with("commits  bad message: ") && line.contains("\\0\\u{1}")),
+        "{told}"
+    );
     assert_eq!(fleet.runs(is_backup).len(), 1);
     assert_eq!(fleet.ran(&["ls"]).lines().count(), 1);
+}
+
+#[test]
+fn a_target_that_is_put_again_is_the_other_one_from_then_on() {
+    let fleet = Fleet::new("");
+    fleet.image("db.img", &noise(1 << 20, 3));
+    let process = fleet.start();
+    let source = fleet.place.path("images").join("db.img").display().to_string();
+    let put = ["request", "volume-put", "db", "--on-host", "test-host", "--source", &source];
+    let refused = fleet.run(&[&put[..], &["--of-target", "side", "--wait"]].concat());
+    assert!(String::from_utf8_lossy(&refused.stdout).contains("no target 'side'"), "{refused:?}");
+    let addresses = ["one", "two"].map(|name| format!("file://{}", fleet.place.path(name).display()));
+    for (number, address) in addresses.iter().enumerate() {
+        fleet.ran(&["target", "init", address]);
+        fleet.ran(&["request", "target-put", "side", address, "--wait"]);
+        fleet.ran(&[&put[..], &["--of-target", "side", "--wait"]].concat());
+        fleet.ran(&["request", "backup", "db", "--wait"]);
+        for (other, address) in addresses.iter().enumerate().take(number + 1) {
+            let listed = fleet.ran(&["ls", "--target", address]);
+            assert_eq!(listed.lines().count(), 1, "{number}, {other}: {listed}");
+        }
+    }
+    let needed = fleet.run(&["request", "target-delete", "side", "--wait"]);
+    assert!(String::from_utf8_lossy(&needed.stdout).contains("still needed, by volume 'db'"), "{needed:?}");
+    fleet.ran(&["request", "volume-delete", "db", "--wait"]);
+    fleet.ran(&["request", "target-delete", "side", "--wait"]);
+    stop(process);
+    assert_eq!(fleet.ran(&["ls"]), "", "nothing went to the home");
+}
+
+#[test]
+fn asked_to_stop_it_thaws_and_puts_back_what_it_can_not_finish() {
+    // A volume that takes some ten seconds to send.
+    let hooks = "drain-seconds = 0\nmetrics = \"127.0.0.1:0\"\nmemory = \"600MiB\"\nhooks.before = [\"touch\", \"IMAGES/frozen\"]\n\
+                 hooks.after = [\"rm\", \"IMAGES/frozen\"]\n";
+    let fleet = Fleet::with("upload-limit = \"1MiB\"", hooks, "[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    let content = noise(8 << 20, 4);
+    fleet.image("db.img", &content);
+    let frozen = fleet.place.path("images").join("frozen");
+    let mut process = fleet.start();
+    let run = fleet.ran(&["request", "backup", "db"]);
+    for _ in 0..2 {
+        let packs = || common::walk(&fleet.place.path("target").join("packs")).len();
+        let before = packs();
+        fleet.wait_for("it does not begin", || frozen.exists() && packs() > before);
+        assert!(fleet.ran(&["runs", "--open"]).contains("running"));
+        let metrics = fleet.log().lines().rev().find_map(|line| {
+            let (_, address) = line.split_once("under /metrics")?.1.split_once("address=")?;
+            get(address.trim(), "/metrics")
+        });
+        let metrics = metrics.expect("metrics are served");
+        assert!(metrics.contains("\nstrongroom_runs_running 1\n"), "{metrics}");
+        let asked = Instant::now();
+        stop(process);
+        assert!(asked.elapsed() < Duration::from_secs(5), "it waited for what it can't finish");
+        assert!(!frozen.exists(), "stopped, and the volume is still frozen");
+        assert!(fleet.ran(&["runs", "--open"]).contains("queued"), "put back");
+        process = fleet.start();
+    }
+    fleet.ran(&["watch", run.trim()]);
+    fleet.settle();
+    stop(process);
+    assert!(fleet.place.restored("db@latest") == content && !frozen.exists());
+    assert_eq!(fleet.dead_letters(), Vec::<String>::new());
+}
+
+/// docs/operations.md: "The account is lost. What is left is what was outside: a copy of the bucket […], and the recovery kit".
+#[test]
+fn a_copy_and_the_recovery_kit_are_enough_to_go_on_elsewhere() {
+    let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    let target = fleet.place.path("target");
+    let (first, second) = (noise(3 << 20, 5), noise(3 << 20, 6));
+    let process = fleet.start();
+    fleet.image("db.img", &first);
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    let kit = fleet.place.path("kit").display().to_string();
+    fleet.ran(&["target", "export-recovery-kit", "--output", &kit]);
+    let packs = common::walk(&target.join("packs"));
+    fleet.image("db.img", &second);
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    stop(process);
+
+    // Copied while it changed: the root is there already, and one of the packs that it needs is not. No keyring.
+    let copy = fleet.place.path("copy");
+    let late = common::walk(&target.join("packs")).into_iter().find(|pack| !packs.contains(pack)).unwrap();
+    for file in common::walk(&target) {
+        if file != late && file != target.join("keyring") {
+            let to = copy.join(file.strip_prefix(&target).unwrap());
+            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+            std::fs::copy(file, to).unwrap();
+        }
+    }
+    // Another machine, which has seen nothing.
+    let (address, state) = (format!("file://{}", copy.display()), fleet.place.path("other-state"));
+    let with_key = |args: &[&str], key: &str| {
+        let there = ["--target", &address, "--state-dir", state.to_str().unwrap(), "--key-file", key];
+        fleet.run(&[args, &there].concat())
+    };
+    let with_kit = |args: &[&str]| with_key(args, &kit);
+    assert_eq!(code(&with_kit(&["target", "restore-keyring", &kit])), 0);
+    assert_eq!(code(&with_kit(&["verify"])), 3, "what is missing is noticed");
+    std::fs::remove_file(copy.join("root")).unwrap();
+    let rebuilt = with_kit(&["index", "rebuild"]);
+    assert_eq!(code(&rebuilt), 3, "it says what is not whole: {rebuilt:?}");
+    assert_eq!(code(&with_kit(&["verify", "--full"])), 0);
+    assert!(with_kit(&["restore", "db@latest", "-"]).stdout == first, "the backup that is whole");
+
+    // A fleet again, which knows its volumes.
+    let key = fleet.place.path("another-key").display().to_string();
+    assert_eq!(code(&with_kit(&["target", "rotate", "--keep-old", "--new-key-file", &key])), 0);
+    let process = fleet.start_with(&["--target", &address, "--key-file", &key]);
+    let asked = with_key(&["request", "backup", "db", "--wait"], &key);
+    assert_eq!(code(&asked), 0, "{asked:?}\n{}", fleet.log());
+    stop(process);
+    assert!(with_kit(&["restore", "db@latest", "-"]).stdout == second);
+}
+
+/// What an HTTP server says; nothing if it is gone.
+fn get(address: &str, path: &str) -> Option<String> {
+    let mut stream = std::net::TcpStream::connect(address).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// Kills at random points of backups and restores that are going on all the time.

@@ -48,9 +48,10 @@ module "strongroom" {
   force_destroy = true
   tag_alarms    = false
 
-  # What fails is to be seen soon, and so is what is late.
+  # What fails is to be seen soon, and so is what is late. The message of a function that was killed comes again after six times
+  # the time it has, here two minutes.
   reconciler_rate = "rate(1 minute)"
-  functions       = { gc = { timeout_seconds = 300 } }
+  functions       = { for name in ["scheduler", "dispatcher", "committer", "retention", "gc", "reconciler"] : name => { timeout_seconds = 20 } }
 }
 
 output "environment" {

@@ -2,12 +2,15 @@
 
 An execution environment is a process running the zip's `bootstrap`, and a server that speaks the Lambda Runtime API
 (https://docs.aws.amazon.com/lambda/latest/dg/runtimes-api.html) to it. Everything else (event source mappings, retries,
-dead letters, logs) is LocalStack's own. What each invocation took goes into its log's REPORT line, as on Lambda, and as a line
+dead letters, logs) is LocalStack's own. While there is a file that STRONGROOM_LAMBDA_KILLS names, with
+{"share": 0.5, "most_ms": 200} in it, so large a share of the processes is killed while they handle an event, after a random
+time. What each invocation took goes into its log's REPORT line, as on Lambda, and as a line
 of JSON into the file that STRONGROOM_LAMBDA_REPORTS names.
 """
 
 import json
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -113,17 +116,21 @@ class ProcessExecutor(RuntimeExecutor):
         if self.process.poll() is not None:
             self._run()
         begun = time.monotonic()
+        lives, killed = seconds_to_live(), False
         with self.changed:
             first_line = len(self.log_lines)
             self.answer, self.event = None, payload
             self.changed.notify_all()
             answer = None
             while answer is None:
-                self.changed.wait(0.05)
+                self.changed.wait(0.05 if lives is None else 0.002)
                 if self.answer and self.answer[0] in (request, "init"):
                     answer = self.answer[1]
                 elif self.process.poll() is not None:
                     answer = failure("Runtime.ExitError", f"the process ended with {self.process.returncode}")
+                elif lives is not None and time.monotonic() - begun > lives:
+                    self._kill()
+                    killed = True
                 elif time.monotonic() - begun > seconds:
                     answer = failure("Sandbox.Timedout", f"{request} Task timed out after {seconds:.2f} seconds")
             self.event = None
@@ -140,6 +147,7 @@ class ProcessExecutor(RuntimeExecutor):
             init_ms=init_ms,
             peak_mib=peak_mib,
             failed=answer.failed,
+            killed=killed and answer.failed,
         )
         logs = (
             f"START RequestId: {request}\n{lines}END RequestId: {request}\n"
@@ -185,6 +193,16 @@ class ProcessExecutor(RuntimeExecutor):
     @classmethod
     def cleanup_version(cls, function_version):
         pass
+
+
+def seconds_to_live():
+    """How long the next invocation may live; None if it is not to be killed."""
+    try:
+        with open(os.environ.get("STRONGROOM_LAMBDA_KILLS", "")) as file:
+            wanted = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return random.uniform(0, wanted["most_ms"]) / 1000 if random.random() < wanted["share"] else None
 
 
 def peak_memory_mib(pid):

@@ -183,7 +183,7 @@ struct Fleet {
     volumes: RefCell<BTreeMap<String, Vec<u8>>>,
     /// The host dies once it has uploaded so many packs more.
     packs_left: Arc<AtomicUsize>,
-    /// The next collection has no time to come to its end, and sends itself the rest.
+    /// The next collection or retention has no time to come to its end, and sends itself the rest.
     hurried: Cell<bool>,
     /// Whether the host takes up runs at all.
     works: Cell<bool>,
@@ -298,7 +298,8 @@ impl Fleet {
                     strongroom_committer::handle(self.service("committer"), &message, FOREVER).await
                 }
                 QueueName::Retention => {
-                    strongroom_retention::handle(self.service("retention"), &message, FOREVER).await
+                    let until = if self.hurried.take() { self.clock.now() } else { FOREVER };
+                    strongroom_retention::handle(self.service("retention"), &message, until).await
                 }
                 QueueName::Gc => {
                     let until = if self.hurried.take() { self.clock.now() } else { FOREVER };
@@ -466,6 +467,14 @@ async fn requests(fleet: &Rc<Fleet>) {
     let id = find(&target.head().await.unwrap().root, "www@latest").unwrap().1.id.to_string();
     fleet.ask(Wanted::Delete { backups: latest(), target: None }).await;
     fleet.ask(Wanted::Undelete { backups: vec![id], target: None }).await;
+    // Each has one to remove again.
+    for volume in ["db", "www"] {
+        let root = target.head().await.unwrap().root;
+        let trashed = root.volumes[volume].backups.iter().find(|backup| !backup.is_live()).unwrap().id;
+        fleet.ask(Wanted::Undelete { backups: vec![trashed.to_string()], target: None }).await;
+        assert_eq!(fleet.live(volume).await, 2);
+    }
+    fleet.hurried.set(true);
     fleet
         .ask(Wanted::Retention {
             volume: None,
@@ -473,6 +482,7 @@ async fn requests(fleet: &Rc<Fleet>) {
             target: None,
         })
         .await;
+    assert_eq!((fleet.live("db").await, fleet.live("www").await), (1, 1), "it came to its end in the end");
     // What is condemned, and not yet deleted, is looked at by all that swap the root.
     fleet.pass(8 * DAY_MS);
     fleet.ask(Wanted::Gc { grace_ms: None, target: None }).await;

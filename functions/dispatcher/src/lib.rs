@@ -20,9 +20,6 @@ use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult, remove};
 use tracing::{info, warn};
 
-/// After so long without an end, whoever worked on a request counts as gone: longer than this function may run.
-const SILENT_MS: u64 = 60_000;
-
 /// Handles requests.
 pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs) -> Vec<Failure> {
     let mut failures = Vec::new();
@@ -92,7 +89,7 @@ async fn keep_an_eye_on(service: &Service, id: RunId) -> VaultResult<()> {
 
 /// Does what needs nobody else.
 async fn do_now(service: &Service, id: RunId, request: &Request) -> VaultResult<()> {
-    let run = match service.claim(id, SILENT_MS).await? {
+    let run = match service.claim(id, service.silent_ms).await? {
         Claimed::Mine(run) => run,
         Claimed::Ended => return Ok(()),
         Claimed::Busy => return Err(VaultError::Internal("somebody else works on it".to_owned())),

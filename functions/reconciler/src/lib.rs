@@ -19,8 +19,11 @@ use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::{error, info, warn};
 
-/// After so long without a sign of life a run has failed: many heartbeats, and longer than a redelivery takes.
+/// After so long without a sign of life a host's run has failed: many heartbeats, and longer than a redelivery takes.
 pub const SILENT_MS: u64 = 30 * 60_000;
+/// The same for a function's run, which gives no signs of life. The message of one that was killed comes again after six times
+/// the time that the function has: 15 minutes at most.
+pub const FUNCTION_SILENT_MS: u64 = 2 * 3_600_000;
 /// So long a run waits to be taken up.
 pub const QUEUED_MS: u64 = 24 * 3_600_000;
 /// Shards that are worked on at once.
@@ -172,8 +175,9 @@ async fn note_success(home: &Home, id: RunId, run: &Run) -> VaultResult<()> {
 /// Says why a run must be failed, if it must.
 pub fn reason_to_fail(run: &Run, now: TimestampMs) -> Option<String> {
     let host = run.job.host().map_or_else(|| "its function".to_owned(), |host| format!("host {host}"));
+    let silent_ms = if run.job.host().is_some() { SILENT_MS } else { FUNCTION_SILENT_MS };
     match run.state {
-        RunState::Running { heartbeat, .. } if now.0 > heartbeat.0.saturating_add(SILENT_MS) => {
+        RunState::Running { heartbeat, .. } if now.0 > heartbeat.0.saturating_add(silent_ms) => {
             Some(format!(
                 "{host} was last heard of {} minutes ago; is the agent running? The next run takes up what is stored",
                 (now.0 - heartbeat.0) / 60_000

@@ -1,29 +1,41 @@
 //! Moves backups that no policy keeps to the trash (design: section 6). It never touches packs.
 //!
 //! Invariant: what a run removes is decided on the very root that it changes, within the cap of the plan; a volume that
-//! the fleet has no policy for loses nothing.
+//! the fleet has no policy for loses nothing. A run of many volumes stops between two of them before its time is over, and
+//! sends itself the rest: of what is done, nothing is left to do.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use jiff::tz::TimeZone;
+use strongroom_catalog::retention::plan;
 use strongroom_fleet::message::{Message, RunMessage};
 use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_fleet::service::Claimed;
-use strongroom_fleet::shard::shard_of;
+use strongroom_fleet::shard::{Shard, shard_of};
 use strongroom_fleet::volume::RetentionSpec;
-use strongroom_fleet::{Failure, Incoming, Service};
+use strongroom_fleet::{Failure, Incoming, QueueName, Service};
 use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::remove::{RetentionRequest, run_retention};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tracing::{info, warn};
 
+/// What an invocation came to.
+#[derive(Debug, Default)]
+struct Applied {
+    /// Backups that were moved to the trash.
+    removed: u64,
+    /// Volumes that had some.
+    volumes: usize,
+    /// Whether time ran out before all volumes were looked at.
+    unfinished: bool,
+}
+
 /// Handles runs of retention.
 pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs) -> Vec<Failure> {
     let mut failures = Vec::new();
     for message in messages {
-        let handled = if service.home.now() < until {
-            handle_one(service, message).await
-        } else {
-            Err(VaultError::Internal("no time was left for it".to_owned()))
-        };
-        if let Err(error) = handled {
+        if let Err(error) = handle_one(service, message, until).await {
             warn!(message = message.id, receives = message.receives, %error, "retention was not run");
             failures.push(message.failed(&error));
         }
@@ -31,7 +43,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
     failures
 }
 
-async fn handle_one(service: &Service, message: &Incoming) -> VaultResult<()> {
+async fn handle_one(service: &Service, message: &Incoming, until: TimestampMs) -> VaultResult<()> {
     let id =
         RunMessage::from_json(&message.body).map_err(|error| VaultError::Invalid(error.to_string()))?.run;
     let run = match service.claim(id, service.silent_ms).await? {
@@ -45,18 +57,23 @@ async fn handle_one(service: &Service, message: &Incoming) -> VaultResult<()> {
         return conclude(service, id, &run, Err(VaultError::Invalid(reason))).await;
     };
     let target = service.targets.open(target.as_deref()).await;
-    let removed = match target {
-        Ok(target) => apply(service, &target, &run.job, volume.as_deref(), policy.as_ref()).await,
+    let applied = match target {
+        Ok(target) => apply(service, &target, &run.job, volume.as_deref(), policy.as_ref(), until).await,
         Err(error) => Err(error),
     };
-    conclude(service, id, &run, removed).await
+    conclude(service, id, &run, applied).await
 }
 
 /// Ends the run, or puts it back where trying again may help.
-async fn conclude(service: &Service, id: RunId, run: &Run, removed: VaultResult<u64>) -> VaultResult<()> {
+async fn conclude(service: &Service, id: RunId, run: &Run, applied: VaultResult<Applied>) -> VaultResult<()> {
     let now = service.home.now();
-    match removed {
-        Ok(removed) => {
+    match applied {
+        Ok(Applied { removed, unfinished: true, .. }) => {
+            info!(run = %id, removed, "retention goes on with the next invocation");
+            service.conclude(id, run.attempt, |run| run.continued()).await?;
+            service.outbox.send(&QueueName::Retention, &[RunMessage::new(id).to_json()]).await
+        }
+        Ok(Applied { removed, .. }) => {
             info!(run = %id, removed, "retention done");
             let result = RunResult { removed, ..RunResult::default() };
             service.conclude(id, run.attempt, |run| run.succeeded(now, result.clone())).await?;
@@ -73,43 +90,65 @@ async fn conclude(service: &Service, id: RunId, run: &Run, removed: VaultResult<
     }
 }
 
+/// Applies policies to one volume, or to all: what has nothing to remove in the root as it was at the beginning costs no
+/// request of its own.
 async fn apply(
     service: &Service,
     target: &Target,
     job: &Job,
     volume: Option<&str>,
     policy: Option<&RetentionSpec>,
-) -> VaultResult<u64> {
-    let volumes: Vec<String> = match volume {
-        Some(volume) => vec![volume.to_owned()],
-        None => target.head().await?.root.volumes.keys().cloned().collect(),
+    until: TimestampMs,
+) -> VaultResult<Applied> {
+    let head = target.head().await?;
+    let volumes: Vec<&str> = match volume {
+        Some(volume) => vec![volume],
+        None => head.root.volumes.keys().map(String::as_str).collect(),
     };
-    let mut removed = 0;
+    let mut shards = HashMap::new();
+    let mut applied = Applied::default();
     for volume in volumes {
         let spec = match policy {
-            Some(policy) => Some((policy.clone(), jiff::tz::TimeZone::UTC)),
-            None => spec_of(service, &volume, job.target()).await?,
+            Some(policy) => Some((policy.clone(), TimeZone::UTC)),
+            None => spec_of(service, &mut shards, volume, job.target()).await?,
         };
         let Some((spec, zone)) = spec else { continue };
-        let request =
-            RetentionRequest { policy: spec.policy(), volume: Some(volume), zone, max_removals: None };
-        removed += run_retention(target, &request).await?.removals().len() as u64;
+        let now = service.home.now();
+        if plan(&head.root, &spec.policy(), Some(volume), now, &zone).removals().is_empty() {
+            continue;
+        }
+        // One at least, so that runs come to their end however slow the store is.
+        if applied.volumes > 0 && now >= until {
+            applied.unfinished = true;
+            return Ok(applied);
+        }
+        applied.volumes += 1;
+        let volume = Some(volume.to_owned());
+        let request = RetentionRequest { policy: spec.policy(), volume, zone, max_removals: None };
+        applied.removed += run_retention(target, &request).await?.removals().len() as u64;
     }
-    Ok(removed)
+    Ok(applied)
 }
 
-/// What the fleet says is to be kept of a volume, and where its days begin.
+/// What the fleet says is to be kept of a volume, and where its days begin. Shards are read once.
 async fn spec_of(
     service: &Service,
+    shards: &mut HashMap<u16, Shard>,
     volume: &str,
     target: Option<&str>,
-) -> VaultResult<Option<(RetentionSpec, jiff::tz::TimeZone)>> {
+) -> VaultResult<Option<(RetentionSpec, TimeZone)>> {
     let home = &service.home;
-    let shard = home.shard(shard_of(home.sealer(), volume)).await?.body;
-    let Some(state) = shard.volumes.get(volume) else { return Ok(None) };
+    let number = shard_of(home.sealer(), volume);
+    let shard = match shards.entry(number) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(place) => place.insert(home.shard(number).await?.body),
+    };
+    let Some(state) = shard.volumes.get(volume) else {
+        return Ok(None);
+    };
     let Some(spec) = state.spec.retention.clone().filter(|_| state.spec.target.as_deref() == target) else {
         return Ok(None);
     };
-    let zone = state.spec.schedule.as_ref().and_then(|schedule| jiff::tz::TimeZone::get(&schedule.zone).ok());
-    Ok(Some((spec, zone.unwrap_or(jiff::tz::TimeZone::UTC))))
+    let zone = state.spec.schedule.as_ref().and_then(|schedule| TimeZone::get(&schedule.zone).ok());
+    Ok(Some((spec, zone.unwrap_or(TimeZone::UTC))))
 }

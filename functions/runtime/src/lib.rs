@@ -15,11 +15,12 @@ use async_trait::async_trait;
 pub use lambda_runtime::Error;
 use lambda_runtime::{LambdaEvent, service_fn};
 use strongroom_aws::AwsSettings;
-use strongroom_connect::{Kms, Queues, context};
+use strongroom_connect::{Kms, Queues, SystemClock, context};
+use strongroom_fleet::settings::TargetEntry;
 use strongroom_fleet::{Failure, Home, Incoming, Outbox, QueueName, Service, Targets};
 use strongroom_format::ids::TimestampMs;
 use strongroom_vault::target::open;
-use strongroom_vault::{Target, VaultError, VaultResult};
+use strongroom_vault::{Clock, Target, VaultError, VaultResult};
 use tokio::sync::{Mutex, OnceCell};
 use tracing::{Instrument, error, info, info_span};
 
@@ -30,8 +31,8 @@ use event::{Answer, Event};
 const MARGIN: Duration = Duration::from_secs(15);
 /// But never after less than this part of the time there is.
 const MARGIN_PART: u64 = 4;
-/// After so long without an end, a function that took a run is gone: Lambda gives none more than 15 minutes.
-const SILENT_MS: u64 = 16 * 60_000;
+/// A function that took a run is gone so long after the time that it had.
+const SILENT_MARGIN_MS: u64 = 30_000;
 /// A message that is wrong in itself is buried, with its reason, after so many receives: not at the first, since a new
 /// version may be on its way.
 const RECEIVES_BEFORE_BURIAL: u32 = 2;
@@ -56,28 +57,37 @@ async fn run(
     // Opened by the first event, so that what is wrong with it ends in that event's log.
     let opened: OnceCell<(Service, Arc<Queues>)> = OnceCell::new();
     let (opened, queue, handler) = (&opened, &queue, &handler);
+    serve(async move |event: LambdaEvent<Event>| {
+        // All environments of a function have the same time for an event, this one's first tells it.
+        let left_ms = event.context.deadline.saturating_sub(SystemClock.now().0);
+        let connecting = || Box::pin(connect(left_ms + SILENT_MARGIN_MS));
+        let (service, queues) = opened.get_or_try_init(connecting).await.map_err(|problem| {
+            error!(error = %problem, "the function can't begin");
+            Error::from(problem.to_string())
+        })?;
+        let until = until(service.home.now(), event.context.deadline);
+        let is_tick = event.payload.is_tick();
+        let messages = event.payload.into_messages();
+        info!(messages = messages.len(), "handling");
+        let failures = Box::pin(handler(service, &messages, until)).await;
+        if is_tick {
+            return match failures.into_iter().next() {
+                Some(failure) => Err(Error::from(failure.reason)),
+                None => Ok(Answer::default()),
+            };
+        }
+        Ok(Answer::of(bury_wrong(queues, queue, &messages, failures).await))
+    })
+    .await
+}
+
+/// Takes events and answers them, one after the other. What panics is answered as a failed invocation, by the client of the
+/// Runtime API; the process goes on.
+async fn serve(answer: impl AsyncFn(LambdaEvent<Event>) -> Result<Answer, Error>) -> Result<(), Error> {
+    let answer = &answer;
     lambda_runtime::run(service_fn(move |event: LambdaEvent<Event>| {
         let span = info_span!("invocation", request = event.context.request_id);
-        async move {
-            let (service, queues) =
-                opened.get_or_try_init(|| Box::pin(connect())).await.map_err(|problem| {
-                    error!(error = %problem, "the function can't begin");
-                    Error::from(problem.to_string())
-                })?;
-            let until = until(service.home.now(), event.context.deadline);
-            let is_tick = event.payload.is_tick();
-            let messages = event.payload.into_messages();
-            info!(messages = messages.len(), "handling");
-            let failures = Box::pin(handler(service, &messages, until)).await;
-            if is_tick {
-                return match failures.into_iter().next() {
-                    Some(failure) => Err(Error::from(failure.reason)),
-                    None => Ok(Answer::default()),
-                };
-            }
-            Ok::<_, Error>(Answer::of(bury_wrong(queues, queue, &messages, failures).await))
-        }
-        .instrument(span)
+        answer(event).instrument(span)
     }))
     .await
 }
@@ -116,7 +126,7 @@ async fn bury_wrong(
 
 /// Opens what the environment names: STRONGROOM_TARGET (the home, s3://bucket/prefix), STRONGROOM_KMS_KEY,
 /// STRONGROOM_QUEUES (sqs://PREFIX).
-async fn connect() -> VaultResult<(Service, Arc<Queues>)> {
+async fn connect(silent_ms: u64) -> VaultResult<(Service, Arc<Queues>)> {
     let said = |name: &str| {
         let value = std::env::var(name).ok().filter(|value| !value.is_empty());
         value.ok_or_else(|| VaultError::Invalid(format!("the function's environment lacks {name}")))
@@ -129,13 +139,7 @@ async fn connect() -> VaultResult<(Service, Arc<Queues>)> {
     let targets = LambdaTargets { home: home.clone(), kms_key, aws, opened: Mutex::default() };
     let outbox: Arc<dyn Outbox> = Arc::clone(&queues) as _;
     Ok((
-        Service {
-            home,
-            targets: Arc::new(targets),
-            outbox,
-            meter: Arc::new(EmbeddedMetrics),
-            silent_ms: SILENT_MS,
-        },
+        Service { home, targets: Arc::new(targets), outbox, meter: Arc::new(EmbeddedMetrics), silent_ms },
         queues,
     ))
 }
@@ -146,12 +150,12 @@ async fn open_target(address: &str, kms_key: &str, aws: AwsSettings) -> VaultRes
     open(context, &key).await
 }
 
-/// The fleet's targets, opened with KMS when they are asked for and kept for the life of the instance.
+/// The fleet's targets, opened with KMS when they are asked for, and again when the fleet says something else of them.
 struct LambdaTargets {
     home: Home,
     kms_key: String,
     aws: AwsSettings,
-    opened: Mutex<HashMap<String, Target>>,
+    opened: Mutex<HashMap<String, (TargetEntry, Target)>>,
 }
 
 impl fmt::Debug for LambdaTargets {
@@ -164,18 +168,20 @@ impl fmt::Debug for LambdaTargets {
 impl Targets for LambdaTargets {
     async fn open(&self, name: Option<&str>) -> VaultResult<Target> {
         let Some(name) = name else { return Ok(self.home.target().clone()) };
-        if let Some(target) = self.opened.lock().await.get(name) {
-            return Ok(target.clone());
-        }
         let settings = self.home.settings().await?;
         let entry = settings
             .targets
             .get(name)
             .ok_or_else(|| VaultError::Invalid(format!("the fleet knows no target '{name}'")))?;
+        if let Some((known, target)) = self.opened.lock().await.get(name)
+            && known == entry
+        {
+            return Ok(target.clone());
+        }
         let aws = AwsSettings { region: entry.region.clone(), ..self.aws.clone() };
         let key = entry.kms_key.as_ref().unwrap_or(&self.kms_key);
         let target = open_target(&entry.address, key, aws).await?;
-        self.opened.lock().await.insert(name.to_owned(), target.clone());
+        self.opened.lock().await.insert(name.to_owned(), (entry.clone(), target.clone()));
         Ok(target)
     }
 }
@@ -194,6 +200,11 @@ fn start_log() {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::process::{Command, Stdio};
+    use std::sync::mpsc::{self, Sender};
+
     use super::*;
 
     #[test]
@@ -201,5 +212,105 @@ mod tests {
         assert_eq!(until(TimestampMs(1000), 901_000), TimestampMs(886_000));
         assert_eq!(until(TimestampMs(1000), 5000), TimestampMs(4000));
         assert_eq!(until(TimestampMs(1000), 500), TimestampMs(1000));
+    }
+
+    /// Named by the Lambda service, and set here for the function's process alone.
+    const API: &str = "AWS_LAMBDA_RUNTIME_API";
+
+    /// A function that panics over the first event and answers the second, in a process of its own: this very test is its
+    /// program.
+    #[test]
+    fn a_panic_is_a_failed_invocation_and_the_next_event_is_answered() {
+        if std::env::var_os(API).is_some() {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let panics = async |event: LambdaEvent<Event>| {
+                assert!(event.context.request_id != "event-0", "over the first event");
+                Ok(Answer::default())
+            };
+            runtime.block_on(serve(panics)).unwrap();
+            return;
+        }
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut function = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "tests::a_panic_is_a_failed_invocation_and_the_next_event_is_answered"])
+            .env(API, listener.local_addr().unwrap().to_string())
+            .envs([("AWS_LAMBDA_FUNCTION_NAME", "f"), ("AWS_LAMBDA_FUNCTION_VERSION", "1")])
+            .env("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "128")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let (said, answers) = mpsc::channel();
+        std::thread::spawn(move || {
+            let numbers = Arc::new(std::sync::atomic::AtomicU32::new(0));
+            for stream in listener.incoming() {
+                let (said, numbers) = (said.clone(), Arc::clone(&numbers));
+                std::thread::spawn(move || runtime_api(&stream.unwrap(), &said, &numbers));
+            }
+        });
+        let answers: Vec<_> =
+            (0..2).map_while(|_| answers.recv_timeout(Duration::from_secs(60)).ok()).collect();
+        function.kill().unwrap();
+        function.wait().unwrap();
+        let [(failed, reason), (answered, _)] = answers.as_slice() else { panic!("{answers:?}") };
+        assert!(failed.ends_with("/invocation/event-0/error"), "{failed}");
+        assert!(reason.contains("over the first event"), "{reason}");
+        assert!(answered.ends_with("/invocation/event-1/response"), "{answered}");
+    }
+
+    /// Gives one event after the other, and tells what comes back: path and body.
+    fn runtime_api(
+        stream: &TcpStream,
+        said: &Sender<(String, String)>,
+        numbers: &std::sync::atomic::AtomicU32,
+    ) {
+        let (mut reader, mut writer) = (BufReader::new(stream), stream);
+        loop {
+            let mut head = Vec::new();
+            loop {
+                let mut line = String::new();
+                if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                    return;
+                }
+                if line == "\r\n" {
+                    break;
+                }
+                head.push(line.trim().to_owned());
+            }
+            let header = |name: &str| {
+                let mut fields = head.iter().filter_map(|line| line.split_once(": "));
+                fields.find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.to_owned())
+            };
+            let mut body = Vec::new();
+            if let Some(length) = header("content-length") {
+                body.resize(length.parse().unwrap(), 0);
+                reader.read_exact(&mut body).unwrap();
+            } else if header("transfer-encoding").is_some() {
+                loop {
+                    let mut length = String::new();
+                    reader.read_line(&mut length).unwrap();
+                    let mut chunk = vec![0; usize::from_str_radix(length.trim(), 16).unwrap() + 2];
+                    reader.read_exact(&mut chunk).unwrap();
+                    body.extend_from_slice(&chunk[..chunk.len() - 2]);
+                    if chunk.len() == 2 {
+                        break;
+                    }
+                }
+            }
+            let path = head[0].split(' ').nth(1).unwrap().to_owned();
+            let answer = if path.ends_with("/next") {
+                let number = numbers.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let event = r#"{"id": "tick"}"#;
+                format!(
+                    "HTTP/1.1 200 OK\r\nLambda-Runtime-Aws-Request-Id: event-{number}\r\nLambda-Runtime-Deadline-Ms: \
+                     9999999999999\r\nLambda-Runtime-Invoked-Function-Arn: arn:f\r\nContent-Length: {}\r\n\r\n{event}",
+                    event.len()
+                )
+            } else {
+                said.send((path, String::from_utf8(body).unwrap())).unwrap();
+                "HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n{}".to_owned()
+            };
+            writer.write_all(answer.as_bytes()).unwrap();
+        }
     }
 }

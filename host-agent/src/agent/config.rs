@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use strongroom_vault::{VaultError, VaultResult};
+
+use crate::cli::parse_bytes;
+use crate::commands::cores;
 
 /// The table `[agent]` of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -18,6 +21,10 @@ pub struct AgentConfig {
     pub concurrency: usize,
     /// Worker threads of one run; one for each core if 0.
     pub workers: usize,
+    /// Memory that all runs together are to get along with, bytes, written as "1GiB": fewer are worked on at once if it is
+    /// short. Always one.
+    #[serde(deserialize_with = "bytes")]
+    pub memory: Option<u64>,
     /// Time between two signs of life of a run, seconds. After six of them in silence somebody else takes it up.
     pub heartbeat_seconds: u64,
     /// How long runs may go on after a request to stop, seconds. What is not done by then is taken up again later.
@@ -47,6 +54,7 @@ impl Default for AgentConfig {
             destinations: Vec::new(),
             concurrency: 2,
             workers: 0,
+            memory: None,
             heartbeat_seconds: 20,
             drain_seconds: 30,
             metrics: None,
@@ -61,10 +69,32 @@ impl Default for Hooks {
     }
 }
 
+/// Memory that a run takes however many workers it has: packs on their way, blocks of a restore, the index.
+const RUN_BYTES: u64 = 160 << 20;
+/// And for each worker.
+const WORKER_BYTES: u64 = 24 << 20;
+
+fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_bytes(&text).map(Some).map_err(serde::de::Error::custom)
+}
+
 /// Heartbeats in silence after which whoever works on a run counts as gone.
 const SILENT_HEARTBEATS: u64 = 6;
 
 impl AgentConfig {
+    /// Worker threads of one run.
+    pub fn workers(&self) -> usize {
+        if self.workers == 0 { cores() } else { self.workers }
+    }
+
+    /// Runs that are worked on at once: as many as are allowed and as memory is there for.
+    pub fn runs_at_once(&self) -> usize {
+        let run_bytes = RUN_BYTES + WORKER_BYTES * self.workers() as u64;
+        let fit = self.memory.map_or(u64::MAX, |memory| memory / run_bytes);
+        self.concurrency.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1)
+    }
+
     /// Time between two signs of life.
     pub fn heartbeat(&self) -> Duration {
         Duration::from_secs(self.heartbeat_seconds.max(1))
@@ -124,6 +154,16 @@ fn allowed(list: &[PathBuf], found: &Path, name: &str, verb: &str) -> VaultResul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_runs_at_once_than_memory_is_there_for() {
+        let read = |text: &str| toml::from_str::<AgentConfig>(text).unwrap().runs_at_once();
+        assert_eq!(read("concurrency = 5\nworkers = 2"), 5);
+        assert_eq!(read("concurrency = 5\nworkers = 2\nmemory = \"1GiB\""), 4);
+        assert_eq!(read("concurrency = 5\nworkers = 20\nmemory = \"1GiB\""), 1);
+        assert_eq!(read("concurrency = 5\nworkers = 2\nmemory = \"1MiB\""), 1, "one always");
+        assert!(toml::from_str::<AgentConfig>("memory = \"much\"").is_err());
+    }
 
     #[test]
     fn only_what_is_listed_is_touched_whatever_it_is_called() {

@@ -37,17 +37,35 @@ pub async fn run(command: &[String], timeout: Duration, about: About<'_>) -> Vau
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
+        .process_group(0)
         .spawn()
         .map_err(|error| failed(format!("can't be run: {error}")))?;
+    let mut group = Group(child.id());
     let ended = tokio::time::timeout(timeout, child.wait_with_output())
         .await
         .map_err(|_| failed(format!("took longer than {} s and was killed", timeout.as_secs())))?
         .map_err(|error| failed(error.to_string()))?;
+    // What it left behind on purpose stays, such as a watchdog that thaws if nobody else does.
+    group.0 = None;
     if ended.status.success() {
         return Ok(());
     }
     let said = &ended.stderr[ended.stderr.len().saturating_sub(MAX_COMPLAINT_BYTES)..];
     Err(failed(format!("ended with {}: {}", ended.status, String::from_utf8_lossy(said).trim())))
+}
+
+/// The processes that a command began: they are killed when it is not waited for to its end, since what took too long must not
+/// go on beside what comes next.
+struct Group(Option<u32>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let id = self.0.and_then(|id| rustix::process::Pid::from_raw(i32::try_from(id).ok()?));
+        if let Some(id) = id {
+            // They may have ended by themselves.
+            let _ = rustix::process::kill_process_group(id, rustix::process::Signal::KILL);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -68,5 +86,16 @@ mod tests {
         assert!(error.contains("busy") && error.contains('3'), "{error}");
         let error = shell("sleep 100", Duration::from_millis(50)).await.unwrap_err();
         assert!(error.contains("killed"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_takes_too_long_is_killed_with_all_that_it_began() {
+        let folder = tempfile::tempdir().unwrap();
+        let (begun, late) = (folder.path().join("begun"), folder.path().join("late"));
+        let line = format!("(touch {}; sleep 1; touch {}) & wait", begun.display(), late.display());
+        let error = shell(&line, Duration::from_millis(700)).await.unwrap_err();
+        assert!(error.contains("killed"), "{error}");
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(begun.exists() && !late.exists());
     }
 }

@@ -81,6 +81,8 @@ impl Metrics {
             Ok(listener) => listener,
             Err(error) => return warn!(%address, %error, "metrics can't be served"),
         };
+        // As it was bound: port 0 is any free one.
+        let address = listener.local_addr().unwrap_or(address);
         info!(%address, "metrics are served under /metrics");
         loop {
             match listener.accept().await {

@@ -8,12 +8,13 @@ mod hooks;
 mod metrics;
 mod work;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
 use strongroom_connect::Queues;
 use strongroom_fleet::message::{Message, RunMessage};
-use strongroom_fleet::run::Run;
+use strongroom_fleet::run::{Run, RunResult};
 use strongroom_fleet::service::Claimed;
 use strongroom_fleet::{Outbox, QueueName, Service};
 use strongroom_format::ids::RunId;
@@ -56,6 +57,16 @@ enum Ended {
     Again(Duration),
 }
 
+/// Why work on a run stopped.
+enum Stopped {
+    /// It was done, well or not.
+    Done(VaultResult<RunResult>),
+    /// The run is another's now.
+    Taken,
+    /// This process ends.
+    Told,
+}
+
 impl Agent {
     /// The agent of the host that the settings name.
     ///
@@ -75,9 +86,10 @@ impl Agent {
         if let Some(address) = self.config.metrics {
             tokio::spawn(Arc::clone(&self.metrics).serve(address));
         }
-        info!(queue = %self.name, concurrency = self.config.concurrency, "the agent is ready");
+        let runs_at_once = self.config.runs_at_once();
+        info!(queue = %self.name, runs_at_once, "the agent is ready");
+        let places = Arc::new(Semaphore::new(runs_at_once));
         let (drained, at_once) = watch::channel(false);
-        let places = Arc::new(Semaphore::new(self.config.concurrency.max(1)));
         let mut runs = JoinSet::new();
         loop {
             let place = tokio::select! {
@@ -186,13 +198,23 @@ impl Agent {
         let job = run.job.name();
         info!(run = %id, job, volume = run.job.volume(), attempt = run.attempt, "run begins");
         let progress = Arc::new(Progress::default());
-        let done = tokio::select! {
-            done = self.work(id, run, &progress) => done,
-            () = self.keep_alive(id, run, delivery, &progress) => {
+        let frozen = Cell::new(false);
+        let stopped = tokio::select! {
+            done = self.work(id, run, &progress, &frozen) => Stopped::Done(done),
+            () = self.keep_alive(id, run, delivery, &progress) => Stopped::Taken,
+            _ = at_once.wait_for(|at_once| *at_once) => Stopped::Told,
+        };
+        if frozen.get() {
+            // Logged if it fails; there is no result to note it with.
+            let _ = self.thaw(id, run).await;
+        }
+        let done = match stopped {
+            Stopped::Done(done) => done,
+            Stopped::Taken => {
                 warn!(run = %id, "the run was ended or taken over by somebody else");
                 return Ok(Ended::Noted);
             }
-            _ = at_once.wait_for(|at_once| *at_once) => {
+            Stopped::Told => {
                 info!(run = %id, "the run is put back");
                 self.service.conclude(id, run.attempt, |run| run.continued()).await?;
                 return Ok(Ended::Again(Duration::ZERO));

@@ -1,5 +1,6 @@
 //! What a run asks of a host.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +17,6 @@ use strongroom_vault::{Progress, VaultError, VaultResult};
 use tracing::warn;
 
 use super::{Agent, hooks};
-use crate::commands::cores;
 
 /// Requests of a restore at once.
 const FETCHES: usize = 6;
@@ -24,25 +24,27 @@ const FETCHES: usize = 6;
 const UPLOADS: usize = 3;
 
 impl Agent {
-    /// Does what a run asks for.
+    /// Does what a run asks for. `frozen` is set while the command before a backup has run and the one after has not: who
+    /// stops waiting for this runs it then ([`Self::thaw`]).
     pub(super) async fn work(
         &self,
         id: RunId,
         run: &Run,
         progress: &Arc<Progress>,
+        frozen: &Cell<bool>,
     ) -> VaultResult<RunResult> {
         match &run.job {
             Job::Backup { volume, source, .. } => {
                 let about = hooks::About { volume, source, run: id };
-                let (before, after) = (&self.config.hooks.before, &self.config.hooks.after);
-                let timeout = Duration::from_secs(self.config.hooks.timeout_seconds);
-                let done = match hooks::run(before, timeout, about).await {
+                frozen.set(true);
+                let done = match hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await {
                     Ok(()) => self.back_up(run, progress).await,
                     Err(error) => Err(error),
                 };
                 // Also when the one before failed: it may have done half of its work.
-                if let Err(error) = hooks::run(after, timeout, about).await {
-                    warn!(run = %id, %error, "after the backup");
+                let after = self.thaw(id, run).await;
+                frozen.set(false);
+                if let Err(error) = after {
                     return done.map(|result| RunResult { note: error.to_string(), ..result });
                 }
                 done
@@ -66,6 +68,21 @@ impl Agent {
         }
     }
 
+    const fn hook_timeout(&self) -> Duration {
+        Duration::from_secs(self.config.hooks.timeout_seconds)
+    }
+
+    /// Runs the command after a backup.
+    pub(super) async fn thaw(&self, id: RunId, run: &Run) -> VaultResult<()> {
+        let Job::Backup { volume, source, .. } = &run.job else { return Ok(()) };
+        let about = hooks::About { volume, source, run: id };
+        let done = hooks::run(&self.config.hooks.after, self.hook_timeout(), about).await;
+        if let Err(error) = &done {
+            warn!(run = %id, %error, "after the backup");
+        }
+        done
+    }
+
     async fn back_up(&self, run: &Run, progress: &Arc<Progress>) -> VaultResult<RunResult> {
         let Job::Backup { volume, source, target, chunker, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
@@ -77,7 +94,7 @@ impl Agent {
             chunker: *chunker,
             cache_dir: self.settings.global.cache_dir.clone(),
             dedup_limits: DedupLimits::default(),
-            workers: if self.config.workers == 0 { cores() } else { self.config.workers },
+            workers: self.config.workers(),
             uploads: UPLOADS,
             ignore_parent: false,
         };

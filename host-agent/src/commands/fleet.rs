@@ -11,7 +11,10 @@ use rand::RngExt;
 use serde_json::{Value, json};
 use strongroom_fleet::message::{MAX_MESSAGE_BYTES, Message, Request, Wanted};
 use strongroom_fleet::run::{Run, RunState};
+use strongroom_fleet::schedule::Schedule;
+use strongroom_fleet::settings::TargetEntry;
 use strongroom_fleet::shard::run_of_request;
+use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
 use strongroom_fleet::{Home, Outbox, QueueName, Service};
 use strongroom_format::ids::RunId;
 use strongroom_vault::{VaultError, VaultResult};
@@ -28,6 +31,10 @@ use crate::output::{Output, bytes, time};
 
 /// Pause between two looks at a run that is followed.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// Dead letters shown of a queue.
+const MAX_DEAD_LETTERS: usize = 100;
+/// Characters of a dead letter that people are shown.
+const SHOWN_OF_LETTER: usize = 200;
 /// Runs read at once.
 const RUNS_AT_ONCE: usize = 16;
 
@@ -154,9 +161,51 @@ fn wanted(command: RequestCommand) -> VaultResult<(Wanted, Sending)> {
             (Wanted::Gc { grace_ms, target: sending.of_target.clone() }, sending)
         }
         RequestCommand::VolumeDelete { volume, sending } => (Wanted::VolumeDelete { volume }, sending),
-        RequestCommand::Schedule { volume, cron, time_zone, paused, sending } => {
-            (Wanted::SchedulePatch { volume, cron, zone: time_zone, jitter_ms: None, paused }, sending)
+        RequestCommand::Schedule { volume, cron, time_zone, jitter, paused, sending } => {
+            let jitter_ms = jitter.map(|jitter| jitter.0);
+            (Wanted::SchedulePatch { volume, cron, zone: time_zone, jitter_ms, paused }, sending)
         }
+        RequestCommand::VolumePut {
+            volume,
+            source,
+            on_host,
+            chunker,
+            cron,
+            time_zone,
+            jitter,
+            rpo,
+            keep,
+            sending,
+        } => {
+            let schedule =
+                cron.map(|cron| Schedule { cron, zone: time_zone, jitter_ms: jitter.0, paused: false });
+            let retention = RetentionSpec {
+                keep_last: keep.keep_last,
+                keep_hourly: keep.keep_hourly,
+                keep_daily: keep.keep_daily,
+                keep_weekly: keep.keep_weekly,
+                keep_monthly: keep.keep_monthly,
+                keep_yearly: keep.keep_yearly,
+                keep_within_ms: keep.keep_within.map(|within| within.0),
+                max_rate: keep.max_rate,
+            };
+            let spec = Box::new(VolumeSpec {
+                host: on_host,
+                source,
+                target: sending.of_target.clone(),
+                chunker,
+                schedule,
+                retention: (retention != RetentionSpec::default()).then_some(retention),
+                rpo_ms: rpo.map(|rpo| rpo.0),
+            });
+            spec.check().map_err(VaultError::Invalid)?;
+            (Wanted::VolumePut { volume, spec }, sending)
+        }
+        RequestCommand::TargetPut { name, address, its_kms_key, its_region, sending } => {
+            let target = TargetEntry { address, kms_key: its_kms_key, region: its_region };
+            (Wanted::TargetPut { name, target }, sending)
+        }
+        RequestCommand::TargetDelete { name, sending } => (Wanted::TargetDelete { name }, sending),
         RequestCommand::HostPut { name, sending } => (Wanted::HostPut { host: name }, sending),
         RequestCommand::HostDelete { name, sending } => (Wanted::HostDelete { host: name }, sending),
         RequestCommand::Json { file, sending } => (read_wanted(&file)?, sending),
@@ -206,6 +255,26 @@ pub async fn watch(settings: &Settings, runs: &[String], output: Output) -> Vaul
         .collect::<VaultResult<_>>()?;
     let (home, _) = settings.target().await?;
     follow(&Home::new(home), &ids, output).await
+}
+
+/// Lists what lies among the dead letters of all queues of the fleet.
+pub async fn dead_letters(settings: &Settings, output: Output) -> VaultResult<Done> {
+    let (service, queues) = open(settings).await?;
+    let mut names = vec![QueueName::Requests, QueueName::Commits, QueueName::Retention, QueueName::Gc];
+    if queues.are_remote() {
+        names.extend([QueueName::Ticks, QueueName::Checks]);
+    }
+    names.extend(service.home.settings().await?.hosts.into_keys().map(QueueName::Host));
+    for name in names {
+        for letter in queues.get(&name).await?.dead_letters(MAX_DEAD_LETTERS).await? {
+            let begin: String = letter.body.chars().take(SHOWN_OF_LETTER).collect();
+            output.result(
+                &format!("{name}  {}  {}", letter.reason, begin.escape_debug()),
+                &json!({ "event": "dead_letter", "queue": name.to_string(), "reason": letter.reason, "body": letter.body }),
+            );
+        }
+    }
+    Ok(Done::Well)
 }
 
 async fn follow(home: &Home, ids: &[RunId], output: Output) -> VaultResult<Done> {

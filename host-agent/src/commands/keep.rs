@@ -52,14 +52,14 @@ pub async fn retention(
         .map_err(|error| VaultError::Invalid(format!("time zone '{}': {error}", args.time_zone)))?;
     let request = RetentionRequest {
         policy: Policy {
-            keep_last: args.keep_last,
-            keep_hourly: args.keep_hourly,
-            keep_daily: args.keep_daily,
-            keep_weekly: args.keep_weekly,
-            keep_monthly: args.keep_monthly,
-            keep_yearly: args.keep_yearly,
-            keep_within_ms: args.keep_within.map(|within| within.0),
-            max_rate: args.max_rate,
+            keep_last: args.keep.keep_last,
+            keep_hourly: args.keep.keep_hourly,
+            keep_daily: args.keep.keep_daily,
+            keep_weekly: args.keep.keep_weekly,
+            keep_monthly: args.keep.keep_monthly,
+            keep_yearly: args.keep.keep_yearly,
+            keep_within_ms: args.keep.keep_within.map(|within| within.0),
+            max_rate: args.keep.max_rate,
         },
         volume: args.volume.clone(),
         zone,

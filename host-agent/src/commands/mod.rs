@@ -42,6 +42,7 @@ pub async fn run(settings: &Settings, command: Command, output: Output) -> Vault
         Command::Request(request) => return fleet::request(settings, request, output).await,
         Command::Runs(args) => return fleet::runs(settings, &args, output).await,
         Command::Watch { runs } => return fleet::watch(settings, &runs, output).await,
+        Command::DeadLetters => return fleet::dead_letters(settings, output).await,
         _ => {}
     }
     let (target, counters) = settings.target().await?;
@@ -85,7 +86,8 @@ async fn on_target(
         | Command::Up(_)
         | Command::Request(_)
         | Command::Runs(_)
-        | Command::Watch { .. } => Ok(Done::Well),
+        | Command::Watch { .. }
+        | Command::DeadLetters => Ok(Done::Well),
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use strongroom_connect::Queues;
 use strongroom_fleet::metric::Unmetered;
+use strongroom_fleet::settings::TargetEntry;
 use strongroom_fleet::{Home, Service, Targets};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::sync::Mutex;
@@ -51,11 +52,12 @@ pub async fn open(settings: &Settings) -> VaultResult<(Service, Arc<Queues>)> {
     ))
 }
 
-/// The targets of a fleet, opened when they are asked for, with keys from this process's own settings.
+/// The targets of a fleet, opened when they are asked for, with keys from this process's own settings; opened again when the
+/// fleet says something else of them.
 struct FleetTargets {
     home: Home,
     settings: Settings,
-    opened: Mutex<HashMap<String, Target>>,
+    opened: Mutex<HashMap<String, (TargetEntry, Target)>>,
 }
 
 impl fmt::Debug for FleetTargets {
@@ -68,16 +70,18 @@ impl fmt::Debug for FleetTargets {
 impl Targets for FleetTargets {
     async fn open(&self, name: Option<&str>) -> VaultResult<Target> {
         let Some(name) = name else { return Ok(self.home.target().clone()) };
-        if let Some(target) = self.opened.lock().await.get(name) {
-            return Ok(target.clone());
-        }
         let settings = self.home.settings().await?;
         let entry = settings
             .targets
             .get(name)
             .ok_or_else(|| VaultError::Invalid(format!("the fleet knows no target '{name}'")))?;
+        if let Some((known, target)) = self.opened.lock().await.get(name)
+            && known == entry
+        {
+            return Ok(target.clone());
+        }
         let (target, _) = self.settings.for_target(name, entry).target().await?;
-        self.opened.lock().await.insert(name.to_owned(), target.clone());
+        self.opened.lock().await.insert(name.to_owned(), (entry.clone(), target.clone()));
         Ok(target)
     }
 }

@@ -85,7 +85,7 @@ impl VolumeConfig {
             target: self.target.clone(),
             chunker,
             schedule,
-            retention: (!retention.policy().is_empty()).then_some(retention),
+            retention: (retention != RetentionSpec::default()).then_some(retention),
             rpo_ms: millis(&self.rpo)?,
         };
         spec.check().map_err(invalid)?;

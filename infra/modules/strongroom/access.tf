@@ -36,7 +36,7 @@ locals {
       replace = ["runs", "root"]
       list    = []
       delete  = []
-      send    = []
+      send    = ["retention"]
     }
     # What no backup needs any more are not packs and index objects alone: manifests and segments of removed backups, catalog
     # nodes that were replaced, sessions that nobody took up. Each name was doomed by a root, or can't be referenced any more.

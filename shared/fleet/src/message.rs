@@ -118,7 +118,7 @@ pub enum Wanted {
         /// Its name.
         volume: String,
     },
-    /// Change a volume's schedule, or take it away.
+    /// Change a volume's schedule.
     SchedulePatch {
         /// The volume.
         volume: String,
