@@ -8,11 +8,13 @@ use clap::{Args, Parser, Subcommand};
 use strongroom_catalog::retention::Rate;
 use strongroom_format::chunker::ChunkerParams;
 
+use crate::version;
+
 /// Encrypted, deduplicated backup of block volumes to S3 or a folder, without a server.
 #[derive(Debug, Parser)]
 #[command(
     name = "strongroom",
-    version,
+    version = version::text(),
     propagate_version = true,
     after_help = "Exit codes: 0 done; 1 failed; 2 wrong use; 3 data damaged or missing; 4 refused for safety; \
                   5 target unreachable or denied.\n\n\
@@ -153,6 +155,12 @@ pub enum Command {
     Completions {
         /// The shell
         shell: clap_complete::Shell,
+    },
+    /// Writes the manual pages, one for each command; for those who make packages
+    #[command(hide = true)]
+    Man {
+        /// The folder they go to, made if it is not there
+        folder: PathBuf,
     },
 }
 

@@ -9,7 +9,9 @@ mod fleet;
 mod keys;
 mod open;
 mod output;
+mod version;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -32,12 +34,22 @@ const EXIT_UNREACHABLE: u8 = 5;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Command::Completions { shell } = cli.command {
-        clap_complete::generate(shell, &mut Cli::command(), "strongroom", &mut std::io::stdout());
-        return ExitCode::SUCCESS;
-    }
-    start_log(&cli);
     let output = Output { json: cli.global.json, quiet: cli.global.quiet };
+    match &cli.command {
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "strongroom", &mut std::io::stdout());
+            return ExitCode::SUCCESS;
+        }
+        Command::Man { folder } => {
+            return match write_manual(folder) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    fail(output, &format!("writing manual pages to '{}': {error}", folder.display()), 1)
+                }
+            };
+        }
+        _ => start_log(&cli),
+    }
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(output, &format!("no threads to run on: {error}"), 1),
@@ -54,6 +66,12 @@ fn main() -> ExitCode {
         Ok(commands::Done::DamageFound) => ExitCode::from(EXIT_DAMAGED),
         Err(error) => fail(output, &error.to_string(), exit_code(&error)),
     }
+}
+
+/// Writes a page for each command, from the same definition as `--help`.
+fn write_manual(folder: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    clap_mangen::generate_to(Cli::command(), folder)
 }
 
 fn fail(output: Output, message: &str, code: u8) -> ExitCode {

@@ -36,7 +36,7 @@ pub async fn run(settings: &Settings, command: Command, output: Output) -> Vault
     match command {
         Command::Demo(args) => return demo::demo(&args, output).await,
         Command::Target(command) => return target::run(settings, command, output).await,
-        Command::Completions { .. } => return Ok(Done::Well),
+        Command::Completions { .. } | Command::Man { .. } => return Ok(Done::Well),
         Command::Agent => return fleet::agent(settings).await,
         Command::Up(args) => return fleet::up(settings, &args).await,
         Command::Request(request) => return fleet::request(settings, request, output).await,
@@ -82,6 +82,7 @@ async fn on_target(
         Command::Demo(_)
         | Command::Target(_)
         | Command::Completions { .. }
+        | Command::Man { .. }
         | Command::Agent
         | Command::Up(_)
         | Command::Request(_)
