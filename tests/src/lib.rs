@@ -3,7 +3,10 @@
 pub mod fleet;
 pub mod simulate;
 
-use std::io::Cursor;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{self, Cursor};
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -142,6 +145,32 @@ impl World {
         self.pass(1000);
         run(&self.target, &CollectOptions::at_once()).await
     }
+}
+
+/// All files of a folder and their bytes, by their paths in it; without those of the store itself, which begin with a dot.
+///
+/// # Errors
+/// Those of reading; `InvalidData` for a name that is not UTF-8.
+pub fn files(folder: &Path) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) -> io::Result<()> {
+        for entry in fs::read_dir(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().into_string().map_err(|_| io::ErrorKind::InvalidData)?;
+            if name.starts_with('.') {
+                continue;
+            }
+            let name = format!("{prefix}{name}");
+            if entry.file_type()?.is_dir() {
+                walk(&entry.path(), &format!("{name}/"), found)?;
+            } else {
+                found.insert(name, fs::read(entry.path())?);
+            }
+        }
+        Ok(())
+    }
+    let mut found = BTreeMap::new();
+    walk(folder, "", &mut found)?;
+    Ok(found)
 }
 
 /// Bytes that do not compress, told apart by a seed.

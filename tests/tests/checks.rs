@@ -4,19 +4,18 @@
 
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use strongroom_fleet::message::{Message, Request, Wanted};
 use strongroom_fleet::metric::{Measurement, Meter, Metric};
 use strongroom_fleet::run::RunResult;
 use strongroom_fleet::shard::{run_of_request, shard_of};
 use strongroom_fleet::volume::VolumeSpec;
-use strongroom_fleet::{Home, Incoming, Outbox, QueueName, Service, Targets};
+use strongroom_fleet::{Home, Incoming, Service};
 use strongroom_format::ids::TimestampMs;
 use strongroom_format::layout::ObjectKey;
 use strongroom_store::MemoryStore;
+use strongroom_tests::fleet::{HomeOnly, Mail};
 use strongroom_tests::{World, noise};
-use strongroom_vault::{Target, VaultResult};
 
 const FOREVER: TimestampMs = TimestampMs(u64::MAX);
 const HOUR_MS: u64 = 3_600_000;
@@ -27,26 +26,6 @@ struct Taken(Mutex<Vec<Measurement>>);
 impl Meter for Taken {
     fn record(&self, measurements: &[Measurement]) {
         self.0.lock().unwrap().extend_from_slice(measurements);
-    }
-}
-
-#[derive(Debug)]
-struct Nowhere;
-
-#[async_trait]
-impl Outbox for Nowhere {
-    async fn send(&self, _: &QueueName, _: &[String]) -> VaultResult<()> {
-        Ok(())
-    }
-}
-
-#[derive(Debug)]
-struct HomeOnly(Target);
-
-#[async_trait]
-impl Targets for HomeOnly {
-    async fn open(&self, _: Option<&str>) -> VaultResult<Target> {
-        Ok(self.0.clone())
     }
 }
 
@@ -65,7 +44,7 @@ impl Fleet {
         let service = Service {
             home: Home::new(world.target.clone()),
             targets: Arc::new(HomeOnly(world.target.clone())),
-            outbox: Arc::new(Nowhere),
+            outbox: Arc::new(Mail::default()),
             meter: Arc::clone(&taken) as _,
             silent_ms: 960_000,
         };

@@ -36,7 +36,7 @@ use strongroom_format::ids::{BackupId, Epoch, RunId, SessionId, TimestampMs};
 use strongroom_format::layout::{NodeKey, ObjectKey};
 use strongroom_format::seal::{SealedBody, Sealer};
 use strongroom_store::{DirectoryStore, ObjectStore};
-use strongroom_tests::{KeyAtHand, START_MS, World, noise};
+use strongroom_tests::{KeyAtHand, START_MS, World, files, noise};
 use strongroom_vault::collect::CollectOptions;
 use strongroom_vault::context::ManualClock;
 use strongroom_vault::rebuild::rebuild;
@@ -50,31 +50,9 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/root-v2")
 }
 
-/// All files of a folder, by their paths in it.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    fn walk(folder: &Path, prefix: &str, found: &mut BTreeMap<String, Vec<u8>>) {
-        for entry in fs::read_dir(folder).expect("the fixture is there") {
-            let entry = entry.unwrap();
-            let name = format!("{prefix}{}", entry.file_name().to_str().expect("keys are ASCII"));
-            // Locks and unfinished writes of the folder itself.
-            if name.starts_with('.') {
-                continue;
-            }
-            if entry.file_type().unwrap().is_dir() {
-                walk(&entry.path(), &format!("{name}/"), found);
-            } else {
-                found.insert(name, fs::read(entry.path()).unwrap());
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk(folder, "", &mut found);
-    found
-}
-
 /// The frozen target as a process of today opens it: a copy, so that it can be worked with.
 async fn thawed(folder: &Path) -> World {
-    for (name, bytes) in files(&fixture().join("target")) {
+    for (name, bytes) in files(&fixture().join("target")).unwrap() {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
@@ -167,7 +145,7 @@ async fn assert_sound(world: &World, kept: &[(BackupId, String)]) {
 async fn every_object_still_says_what_it_said() {
     let folder = tempfile::tempdir().unwrap();
     let world = thawed(folder.path()).await;
-    let objects = files(&fixture().join("target"));
+    let objects = files(&fixture().join("target")).unwrap();
     assert_eq!(objects["root"][8], Root::NEWEST_VERSION, "a newer version needs a fixture of its own");
     let said = what_objects_say(&world.target.sealer, objects);
     let expected = expected();
@@ -232,7 +210,7 @@ async fn generate() {
         volumes.insert(backup.id.to_string(), json!(blake3::hash(&bytes).to_string()));
     }
     fs::remove_dir_all(folder.join(".locks")).unwrap();
-    let objects = what_objects_say(&world.target.sealer, files(&folder));
+    let objects = what_objects_say(&world.target.sealer, files(&folder).unwrap());
     let expected = json!({ "objects": objects, "volumes": volumes });
     fs::write(fixture().join("expected.json"), serde_json::to_string_pretty(&expected).unwrap()).unwrap();
 }

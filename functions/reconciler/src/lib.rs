@@ -122,8 +122,7 @@ async fn check_shard(service: &Service, number: u16, now: TimestampMs) -> VaultR
             note_success(home, *id, run).await?;
         }
     }
-    let end = |run: &Option<Run>| run.as_ref().map_or(End::Unknown, End::of);
-    let ends: Ends = looked.iter().map(|(id, run, _)| (*id, end(run))).collect();
+    let ends: Ends = looked.iter().map(|(id, run, _)| (*id, End::of(run.as_ref()))).collect();
     let (ended, late) = home
         .change_shard(number, |shard: &Shard| {
             let mut next = shard.clone();

@@ -88,8 +88,7 @@ async fn visit(service: &Service, number: u16, now: TimestampMs) -> VaultResult<
         let mut seen = home.shard(number).await?;
         let mut next = seen.body.clone();
         let looked = look_at(home, tick::needed_ends(&next, home.sealer(), now)).await?;
-        let end = |run: &Option<Run>| run.as_ref().map_or(End::Unknown, End::of);
-        let ends: Ends = looked.iter().map(|(id, run)| (*id, end(run))).collect();
+        let ends: Ends = looked.iter().map(|(id, run)| (*id, End::of(run.as_ref()))).collect();
         let settled = tick::settle_ends(&mut next, &ends);
         let decided = tick::decide(&mut next, home.sealer(), now);
         if settled || decided {

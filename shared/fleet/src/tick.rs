@@ -29,8 +29,9 @@ pub enum End {
 }
 
 impl End {
-    /// Reads it off a run.
-    pub const fn of(run: &Run) -> Self {
+    /// Reads it off a run, if there is one.
+    pub const fn of(run: Option<&Run>) -> Self {
+        let Some(run) = run else { return Self::Unknown };
         match &run.state {
             RunState::Queued | RunState::Running { .. } => Self::NotYet,
             RunState::Succeeded { .. } => Self::Succeeded(run.created),

@@ -1,24 +1,21 @@
 //! Queues and hosts: messages are delivered more than once, late and out of order; hosts take their time, and some die.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
-use std::fmt;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use strongroom_fleet::message::{Message, RunMessage};
 use strongroom_fleet::run::{Run, RunResult};
 use strongroom_fleet::service::Claimed;
-use strongroom_fleet::{Outbox, QueueName, Service};
+use strongroom_fleet::{QueueName, Service};
 use strongroom_format::ids::RunId;
-use strongroom_vault::VaultResult;
 use tokio::time::sleep;
 
 use super::ledger::Ledger;
+use super::parts::Mail;
 use super::sim::Options;
 
 /// Signs of life come so often.
@@ -27,32 +24,6 @@ const BEAT: Duration = Duration::from_secs(60);
 pub const SILENT_MS: u64 = 180_000;
 /// A message that was not deleted comes again after so long.
 const VISIBILITY: Duration = Duration::from_secs(300);
-
-/// Messages on their way.
-#[derive(Default)]
-pub struct Mail(Mutex<VecDeque<(QueueName, String)>>);
-
-impl fmt::Debug for Mail {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mail(…)")
-    }
-}
-
-#[async_trait]
-impl Outbox for Mail {
-    async fn send(&self, queue: &QueueName, bodies: &[String]) -> VaultResult<()> {
-        let mut mail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        mail.extend(bodies.iter().map(|body| (queue.clone(), body.clone())));
-        Ok(())
-    }
-}
-
-impl Mail {
-    /// Takes out what was sent.
-    pub fn take(&self) -> Vec<(QueueName, String)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect()
-    }
-}
 
 /// All hosts of a fleet.
 pub struct Hosts {

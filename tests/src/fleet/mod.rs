@@ -7,7 +7,9 @@
 pub mod cost;
 mod hosts;
 mod ledger;
+mod parts;
 mod sim;
 
 pub use ledger::Summary;
+pub use parts::{HomeOnly, Mail};
 pub use sim::{Options, simulate};

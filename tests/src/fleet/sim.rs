@@ -6,7 +6,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use strongroom_fleet::message::{Message, Request, Wanted};
@@ -14,16 +13,17 @@ use strongroom_fleet::metric::Unmetered;
 use strongroom_fleet::schedule::{Schedule, Slots};
 use strongroom_fleet::shard::shard_of;
 use strongroom_fleet::volume::VolumeSpec;
-use strongroom_fleet::{Home, Incoming, Service, Targets};
+use strongroom_fleet::{Home, Incoming, Service};
 use strongroom_format::ids::TimestampMs;
 use strongroom_store::{Counters, Counting, FaultRates, Faulty, Latency, MemoryStore, Retry, RetryPolicy};
 use strongroom_vault::target::{InitOptions, init};
-use strongroom_vault::{Clock, Context, Entropy, Target, VaultResult};
+use strongroom_vault::{Clock, Context, Entropy};
 use tokio::task::{JoinHandle, LocalSet, spawn_local};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::hosts::{Hosts, Mail};
+use super::hosts::Hosts;
 use super::ledger::{Ledger, Summary};
+use super::parts::{HomeOnly, Mail};
 use crate::{KeyAtHand, START_MS};
 
 /// Time of a tick, and of a check.
@@ -59,16 +59,6 @@ struct VirtualClock(Instant);
 impl Clock for VirtualClock {
     fn now(&self) -> TimestampMs {
         TimestampMs(START_MS + u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-}
-
-#[derive(Debug)]
-struct HomeOnly(Target);
-
-#[async_trait]
-impl Targets for HomeOnly {
-    async fn open(&self, _: Option<&str>) -> VaultResult<Target> {
-        Ok(self.0.clone())
     }
 }
 

@@ -11,9 +11,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::json;
 use strongroom_fleet::metric::{Measurement, Meter, Metric};
-use strongroom_fleet::{Home, Outbox, QueueName, Service, Targets};
+use strongroom_fleet::{Home, QueueName, Service, Targets};
 use strongroom_format::ids::TimestampMs;
 use strongroom_store::{Latency, MemoryStore};
+use strongroom_tests::fleet::Mail;
 use strongroom_tests::{KeyAtHand, START_MS, noise};
 use strongroom_vault::context::ManualClock;
 use strongroom_vault::target::{InitOptions, init};
@@ -25,29 +26,6 @@ pub const PHASES: usize = 12;
 const PHASE_MS: u64 = 3_600_000;
 /// Length of a volume.
 const VOLUME_BYTES: usize = 300_000;
-
-/// Messages that were sent and not taken in yet.
-#[derive(Debug, Default)]
-pub struct Mail(Mutex<Vec<(QueueName, String)>>);
-
-impl Mail {
-    pub fn take(&self) -> Vec<(QueueName, String)> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-}
-
-#[async_trait]
-impl Outbox for Mail {
-    async fn send(&self, queue: &QueueName, bodies: &[String]) -> VaultResult<()> {
-        let mut mail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        mail.extend(bodies.iter().map(|body| (queue.clone(), body.clone())));
-        Ok(())
-    }
-}
 
 /// The sum of each figure.
 #[derive(Debug, Default)]

@@ -39,21 +39,8 @@ fn fixture_folder() -> PathBuf {
 
 /// The keys of all objects of the fixture, ascending.
 fn object_keys(folder: &Path) -> Vec<ObjectKey> {
-    fn walk(folder: &Path, prefix: &str, found: &mut Vec<String>) {
-        for entry in std::fs::read_dir(folder).expect("the fixtures are there") {
-            let entry = entry.unwrap();
-            let name = format!("{prefix}{}", entry.file_name().to_str().expect("keys are ASCII"));
-            if entry.file_type().unwrap().is_dir() {
-                walk(&entry.path(), &format!("{name}/"), found);
-            } else {
-                found.push(name);
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(&folder.join("target"), "", &mut found);
-    found.sort();
-    found.iter().map(|name| name.parse().unwrap()).collect()
+    let found = strongroom_tests::files(&folder.join("target")).expect("the fixtures are there");
+    found.keys().map(|name| name.parse().unwrap()).collect()
 }
 
 fn object(folder: &Path, key: &ObjectKey) -> Vec<u8> {
