@@ -49,6 +49,8 @@ pub struct Climate {
     pub crowded: bool,
     /// Whether backups are restored as soon as they are there, and removed as soon as they are being restored.
     pub chasing: bool,
+    /// Packs less used than one of these are rewritten, for each collection.
+    pub below_percent: &'static [u8],
     /// How long things are left to whoever may want them: one of these, for each collection.
     pub graces: &'static [Duration],
 }
@@ -76,6 +78,7 @@ impl Climate {
             patient: chance.yes(0.5),
             crowded: false,
             chasing: false,
+            below_percent: &[50],
             graces: GRACES,
         }
     }
@@ -89,6 +92,7 @@ impl Climate {
             Temper::Any => (&[1, 4, 20], &[0.0, 0.0, 0.02], &[0.0, 0.03, 0.1, 0.3], &[0.0]),
             Temper::Quick => (&[1, 3], &[0.0], &[0.0], &[0.0]),
             Temper::Slow => (&[1, 4], &[0.0, 0.02], &[0.0, 0.1, 0.3], &[0.3]),
+            Temper::Halting => (&[1, 4], &[0.0], &[0.01, 0.03, 0.1], &[0.05, 0.2]),
         };
         Self {
             pace: SECOND * *chance.pick(paces).unwrap_or(&1),
@@ -105,6 +109,10 @@ impl Climate {
             patient: shared.patient,
             crowded: true,
             chasing: shared.chasing,
+            below_percent: match temper {
+                Temper::Slow | Temper::Halting => &[90],
+                Temper::Any | Temper::Quick => shared.below_percent,
+            },
             graces: shared.graces,
         }
     }
@@ -117,6 +125,8 @@ pub struct Shared {
     pub patient: bool,
     /// Of [`Climate`].
     pub chasing: bool,
+    /// Of [`Climate`], of those who are quick: they leave some to the slow ones.
+    pub below_percent: &'static [u8],
     /// Of [`Climate`].
     pub graces: &'static [Duration],
     /// How long objects can't be deleted, on its line to the store.
@@ -131,6 +141,9 @@ pub const CROWDED_GRACES: &[&[Duration]] = &[
     &[SECOND.saturating_mul(60), SECOND.saturating_mul(600)],
 ];
 
+/// What quick collectors of a crowd choose from: nothing is left to rewrite, some of it, or nearly all.
+pub const CROWDED_BELOW_PERCENT: &[&[u8]] = &[&[0, 50, 50], &[0], &[50], &[90]];
+
 /// How somebody in a crowd is connected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Temper {
@@ -140,6 +153,8 @@ pub enum Temper {
     Quick,
     /// Badly.
     Slow,
+    /// Well, but for a stall now and then: it gets far, and stalls anywhere.
+    Halting,
 }
 
 /// Somebody who goes from job to job.
@@ -168,6 +183,7 @@ impl Person {
             patient: true,
             crowded: false,
             chasing: false,
+            below_percent: &[50],
             graces: GRACES,
         };
         let ahead_ms = 30 * 86_400_000;
@@ -355,7 +371,7 @@ impl Person {
                         policy: Policy { keep_last, ..Policy::default() },
                         volume: None,
                         zone: TimeZone::UTC,
-                        max_removals: Some(20),
+                        max_removals: Some(1000),
                     };
                     let (target, actor) = self.begin(Job::Retention);
                     if let Some(Err(error)) = self.see_through(run_retention(&target, &request)).await {
@@ -379,6 +395,10 @@ impl Person {
             lost
         };
         self.world.tell(|| format!("index object lost: {lost:?}"));
+        // Whoever lost it has not noticed.
+        if lost.is_some() && self.world.chance.yes(0.5) {
+            return;
+        }
         let (target, actor) = self.begin(Job::Rebuild);
         if let Some(Err(error)) = self.see_through(rebuild(&target)).await {
             self.judge(&actor, &error, |error| {
@@ -405,16 +425,15 @@ impl Person {
             };
             let mut options = options;
             if self.climate.crowded {
-                // The quick ones leave some to the slow ones.
-                let below_percent: &[u8] =
-                    if self.climate.line.root_stalls > 0.0 { &[90] } else { &[0, 50, 50] };
-                // Or no time at all, but for what comes before counting.
+                // No time at all, but for what comes before counting.
                 if self.climate.line.root_stalls == 0.0 && self.climate.chasing && chance.yes(0.7) {
                     options.until = Some(TimestampMs(0));
                 }
-                options.rewrite.below_percent = chance.pick(below_percent).copied().unwrap_or(50);
+                options.rewrite.below_percent =
+                    chance.pick(self.climate.below_percent).copied().unwrap_or(50);
                 // A pack at a time.
-                options.rewrite.max_bytes = chance.pick(&[u64::MAX, 20 << 10]).copied().unwrap_or(u64::MAX);
+                let alone = self.climate.line.root_stalls > 0.0 || chance.yes(0.5);
+                options.rewrite.max_bytes = if alone { 20 << 10 } else { u64::MAX };
             }
             let (target, actor) = self.begin(Job::Collect);
             if let Some(Err(error)) = self.see_through(collect(&target, &options)).await {

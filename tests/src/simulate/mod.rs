@@ -20,14 +20,14 @@ use std::time::Duration;
 
 use tokio::task::{JoinSet, LocalSet};
 
-use actors::{CROWDED_GRACES, Climate, Person, Shared, Temper};
+use actors::{CROWDED_BELOW_PERCENT, CROWDED_GRACES, Climate, Person, Shared, Temper};
 use world::World;
 
 /// No run takes longer, virtually: one that does has come to a standstill.
 const LONGEST_RUN: Duration = Duration::from_secs(3650 * 86_400);
 
 /// Seeds whose last digit is not below this make a crowd.
-const CROWDS_FROM: u64 = 5;
+const CROWDS_FROM: u64 = 3;
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,50 +131,74 @@ async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
 async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     let chance = &world.chance;
     let plot = chance.pick(Plot::ALL).copied().unwrap_or(Plot::Anybody);
+    let halting = matches!(plot, Plot::HaltingCollector | Plot::HaltingHosts);
     let shared = Shared {
         patient: match plot {
-            Plot::Anybody | Plot::SlowCollector => chance.yes(0.3),
-            Plot::SlowHosts | Plot::AllSlow => false,
+            Plot::Anybody | Plot::SlowCollector | Plot::HaltingCollector => chance.yes(0.3),
+            Plot::SlowHosts | Plot::HaltingHosts | Plot::AllSlow => false,
             Plot::SlowRestorers | Plot::Chase => true,
         },
         chasing: plot == Plot::Chase,
+        below_percent: match plot {
+            // What they leave to the one that halts.
+            Plot::HaltingCollector => chance.pick(&CROWDED_BELOW_PERCENT[..3]),
+            _ => chance.pick(CROWDED_BELOW_PERCENT),
+        }
+        .copied()
+        .unwrap_or_default(),
         graces: chance.pick(CROWDED_GRACES).copied().unwrap_or_default(),
-        lock: Duration::from_secs(if chance.yes(0.5) { 0 } else { chance.between(5, 120) }),
+        lock: match chance.below(4) {
+            0 | 1 => Duration::ZERO,
+            2 => Duration::from_secs(chance.between(5, 120)),
+            // Longer than all of it takes: what is doomed stays so, and nothing is forgotten.
+            _ => Duration::from_secs(86_400),
+        },
     };
     world.tell(|| format!("a crowd: {plot:?}, {shared:?}"));
     let slow_hosts = matches!(plot, Plot::SlowHosts | Plot::AllSlow);
-    let somebody = |name: String, slow: bool| {
-        let temper = match plot {
-            Plot::Anybody => Temper::Any,
-            _ if slow || plot == Plot::AllSlow => Temper::Slow,
-            _ => Temper::Quick,
-        };
+    let somebody = |name: String, temper: Temper| {
         let climate = Climate::draw_in_crowd(world, temper, &shared);
         world.tell(|| format!("{name}: {climate:?}"));
         Person::new(world, &climate, name)
     };
+    let others = match plot {
+        Plot::Anybody => Temper::Any,
+        Plot::AllSlow => Temper::Slow,
+        _ => Temper::Quick,
+    };
+    let slow_if = |slow: bool| if slow { Temper::Slow } else { others };
+    // The more there is for them to come across, the longer it goes on.
+    let times = if halting { 2 } else { 1 };
     let mut everybody = JoinSet::new();
     let mut all = Vec::new();
     for host in 0..chance.between(1, 3) {
         let volumes = vec![format!("v{host}0")];
         all.extend(volumes.clone());
         let cache = chance.yes(0.3).then(|| scratch.join(format!("host{host}")));
-        let person = somebody(format!("host{host}"), slow_hosts || (plot == Plot::Chase && host == 0));
-        everybody.spawn_local(person.host(chance.between(4, 8), volumes, cache));
+        let temper = match plot {
+            Plot::HaltingHosts => Temper::Halting,
+            _ => slow_if(slow_hosts || (plot == Plot::Chase && host == 0)),
+        };
+        let person = somebody(format!("host{host}"), temper);
+        everybody.spawn_local(person.host(chance.between(4, 8) * times, volumes, cache));
     }
     for number in 0..chance.between(2, 3) {
-        let slow = number == 0 && (matches!(plot, Plot::SlowCollector | Plot::Chase) || chance.yes(0.3));
-        let person = somebody(format!("collector{number}"), slow);
-        everybody.spawn_local(person.collector(chance.between(5, 12)));
+        let temper = match plot {
+            Plot::HaltingCollector if number == 0 => Temper::Halting,
+            Plot::SlowCollector | Plot::Chase => slow_if(number == 0),
+            _ => slow_if(number == 0 && chance.yes(0.3)),
+        };
+        let person = somebody(format!("collector{number}"), temper);
+        everybody.spawn_local(person.collector(chance.between(5, 12) * times));
     }
     for number in 0..chance.between(1, 2) {
-        let person = somebody(format!("operator{number}"), slow_hosts);
-        everybody.spawn_local(person.operator(chance.between(4, 12)));
+        let person = somebody(format!("operator{number}"), slow_if(slow_hosts));
+        everybody.spawn_local(person.operator(chance.between(4, 12) * times));
     }
-    everybody.spawn_local(somebody("courier".to_owned(), slow_hosts).courier(chance.between(2, 10)));
+    everybody.spawn_local(somebody("courier".to_owned(), slow_if(slow_hosts)).courier(chance.between(2, 10)));
     let restorers = if shared.patient { 3 } else { 1 };
     for number in 0..restorers {
-        let person = somebody(format!("restorer{number}"), shared.patient);
+        let person = somebody(format!("restorer{number}"), slow_if(shared.patient));
         everybody.spawn_local(person.restorer(chance.between(2, 8)));
     }
     see_through(world, everybody).await;
@@ -190,6 +214,8 @@ enum Plot {
     SlowRestorers,
     AllSlow,
     Chase,
+    HaltingCollector,
+    HaltingHosts,
 }
 
 impl Plot {
@@ -200,6 +226,8 @@ impl Plot {
         Self::SlowRestorers,
         Self::AllSlow,
         Self::Chase,
+        Self::HaltingCollector,
+        Self::HaltingHosts,
     ];
 }
 

@@ -290,7 +290,7 @@ impl Watch {
             next.backups().filter_map(|(_, backup)| names(&backup.id)).flatten().collect();
         let moved = match next.moved.map(|node| self.moved.get(&node)) {
             None => Moved::default(),
-            Some(Some(moved)) => moved.clone().effective(&next),
+            Some(Some(moved)) => still_moved(moved, &next),
             Some(None) => {
                 problems.push("a node that nobody wrote says what was rewritten".to_owned());
                 Moved::default()
@@ -450,4 +450,12 @@ impl Watch {
             .filter(|key| !ObjectKey::parse(key).is_some_and(|key| refers(&key)))
             .collect()
     }
+}
+
+/// Where rewritten packs went, without those that a root has taken back.
+fn still_moved(moved: &Moved, root: &Root) -> Moved {
+    let taken_back: BTreeSet<ObjectName> =
+        root.dead.iter().filter(|batch| batch.rewritten).flat_map(|batch| batch.pardoned.clone()).collect();
+    let packs = moved.packs.iter().filter(|(pack, _)| !taken_back.contains(&ObjectName::Pack(**pack)));
+    Moved { packs: packs.map(|(pack, heirs)| (*pack, heirs.clone())).collect() }
 }
