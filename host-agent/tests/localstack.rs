@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -24,13 +25,17 @@ fn address() -> String {
 }
 
 fn place() -> Place {
+    place_at(address())
+}
+
+fn place_at(address: String) -> Place {
     let environment = [
         ("AWS_ENDPOINT_URL", endpoint()),
         ("AWS_ACCESS_KEY_ID", "test".to_owned()),
         ("AWS_SECRET_ACCESS_KEY", "test".to_owned()),
         ("AWS_REGION", "us-east-1".to_owned()),
     ];
-    Place::at(address(), environment.map(|(name, value)| (name.to_owned(), value)).to_vec())
+    Place::at(address, environment.map(|(name, value)| (name.to_owned(), value)).to_vec())
 }
 
 fn json(text: &str) -> Value {
@@ -82,17 +87,24 @@ fn everything_works_on_s3() {
     place.verified();
 }
 
-/// Creates a key as an administrator would; the program itself never does.
-fn create_kms_key() -> String {
+/// A request that an administrator would make, and the program itself never does.
+fn administer(service: &str, arguments: &[&str]) -> String {
     let output = Command::new("curl")
         .args(["--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", "60"])
-        .args(["--aws-sigv4", "aws:amz:us-east-1:kms", "--user", "test:test", "--data", "{}"])
-        .args(["--header", "Content-Type: application/x-amz-json-1.1"])
-        .args(["--header", "X-Amz-Target: TrentService.CreateKey", &endpoint()])
+        .args(["--aws-sigv4", &format!("aws:amz:us-east-1:{service}"), "--user", "test:test"])
+        .args(arguments)
         .output()
         .expect("curl");
-    assert!(output.status.success(), "CreateKey: {}", String::from_utf8_lossy(&output.stderr));
-    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Creates a key.
+fn create_kms_key() -> String {
+    let content = ["--data", "{}", "--header", "Content-Type: application/x-amz-json-1.1"];
+    let action = ["--header", "X-Amz-Target: TrentService.CreateKey"];
+    let answer = administer("kms", &[&content[..], &action, &[&endpoint()]].concat());
+    let answer: Value = serde_json::from_str(&answer).unwrap();
     answer["KeyMetadata"]["KeyId"].as_str().unwrap().to_owned()
 }
 
@@ -163,4 +175,58 @@ fn a_bucket_that_is_not_there_ends_with_5() {
     let elsewhere = address();
     let output = place.run(&["ls", "--target", &elsewhere]);
     assert_ne!(code(&output), 0, "no target there");
+}
+
+/// The keys of the delete markers, and of the other versions, that a bucket has under `packs/`.
+fn pack_versions(bucket: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    let listed = administer("s3", &[&format!("{bucket}?versions&prefix=packs/")]);
+    let keys = |element: &str| {
+        let (open, close) = (format!("<{element}>"), format!("</{element}>"));
+        let entries = listed.split(&open).skip(1).filter_map(|rest| rest.split(&close).next());
+        let key = |entry: &str| entry.split("<Key>").nth(1)?.split("</Key>").next().map(str::to_owned);
+        entries.filter_map(key).collect()
+    };
+    (keys("DeleteMarker"), keys("Version"))
+}
+
+#[test]
+#[ignore = "needs LocalStack: run localstack/up"]
+fn what_is_under_object_lock_outlives_its_deletion() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let name = format!("strongroom-locked-{now}");
+    let bucket = format!("{}/{name}", endpoint());
+    administer("s3", &["--request", "PUT", "--header", "x-amz-bucket-object-lock-enabled: true", &bucket]);
+    let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
+                <Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
+    administer("s3", &["--request", "PUT", "--data", rule, &format!("{bucket}?object-lock")]);
+
+    let place = place_at(format!("s3://{name}"));
+    place.ran(&["target", "init", "--pack-mib", "1"]);
+    let (old, new) = (noise(3 << 20, 1), noise(3 << 20, 2));
+    let image = place.path("image");
+    std::fs::write(&image, &old).unwrap();
+    let first = place.back_up(&image, "v");
+    let (_, of_first) = pack_versions(&bucket);
+    std::fs::write(&image, &new).unwrap();
+    place.back_up(&image, "v");
+
+    // Collection is not kept from its work: what it deletes is hidden from then on.
+    place.ran(&["delete", &first]);
+    place.collected();
+    assert_eq!(code(&place.run(&["restore", &first, "-"])), 2, "gone from the catalog");
+    assert!(place.restored("v@latest") == new);
+    place.verified();
+
+    // And every byte of it is still there, for whoever takes the markers away.
+    let (markers, versions) = pack_versions(&bucket);
+    assert!(!of_first.is_empty() && markers == of_first, "{of_first:?} {markers:?}");
+    assert!(versions.is_superset(&of_first), "{versions:?}");
+    let locked = of_first.first().unwrap();
+    let listed = administer("s3", &[&format!("{bucket}?versions&prefix={locked}")]);
+    let version = listed.split("<Version>").nth(1).unwrap().split("<VersionId>").nth(1).unwrap();
+    let version = version.split("</VersionId>").next().unwrap();
+    let url = format!("{bucket}/{locked}?versionId={version}");
+    let status = ["--no-fail", "--output", "/dev/null", "--write-out", "%{http_code}"];
+    let refused = administer("s3", &[&status[..], &["--request", "DELETE", &url]].concat());
+    assert_eq!(refused, "403", "nobody deletes a version under lock");
 }
