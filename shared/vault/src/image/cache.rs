@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use strongroom_format::ids::ChunkId;
+use strongroom_format::ids::{ChunkId, PackId};
 use tokio::sync::{Semaphore, watch};
 
 use super::ImageError;
@@ -113,6 +113,18 @@ impl ChunkCache {
             tokio::spawn(landing.fetch(read, Arc::clone(fetches)));
         }
         chunks
+    }
+
+    /// The packs of those chunks of the steps that are neither here nor on their way.
+    pub fn missing(&self, steps: &[Step]) -> impl Iterator<Item = PackId> {
+        let coming = self.coming();
+        let is_missing = |step: &&Step| match step {
+            Step::Chunk { chunk, .. } => {
+                !coming.contains_key(&chunk.id) && self.cached.peek(&chunk.id).is_none()
+            }
+            Step::Zeros(_) => false,
+        };
+        steps.iter().filter(is_missing).filter_map(Step::pack).collect::<Vec<_>>().into_iter()
     }
 
     fn coming(&self) -> MutexGuard<'_, HashMap<ChunkId, watch::Receiver<Outcome>>> {

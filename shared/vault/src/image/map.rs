@@ -8,6 +8,7 @@ use std::sync::Arc;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use quick_cache::{DefaultHashBuilder, OptionsBuilder, UnitWeighter, Weighter};
 use strongroom_format::chunker::REGION_BYTES;
+use strongroom_format::ids::PackId;
 use strongroom_format::manifest::{Manifest, RegionRun, RegionSource, region_len};
 use strongroom_format::secrets::Secret32;
 use strongroom_format::segment::{ChunkRef, Extent};
@@ -207,6 +208,14 @@ impl RegionList {
 }
 
 impl Step {
+    /// The pack it is in, unless it is zeros.
+    pub const fn pack(&self) -> Option<PackId> {
+        match self {
+            Self::Zeros(_) => None,
+            Self::Chunk { chunk, .. } => Some(chunk.pack),
+        }
+    }
+
     const fn run(&self) -> Run {
         match self {
             Self::Zeros(len) => Run { len: *len, hole: true },

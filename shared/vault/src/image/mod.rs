@@ -10,15 +10,13 @@ mod cache;
 mod map;
 pub mod overlay;
 
-#[cfg(test)]
-mod tests;
-
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use strongroom_format::ids::{BackupId, TimestampMs};
+use strongroom_format::ids::{BackupId, PackId, TimestampMs};
 use tokio::sync::Semaphore;
 use tracing::debug;
 
@@ -32,10 +30,10 @@ use map::{ImageMap, Step};
 
 /// The least memory a cache may have, bytes: a few of the longest chunks.
 pub const MIN_CACHE_BYTES: u64 = 16 << 20;
-/// The most that is read ahead of one reader, bytes: a few packs, so that few of them are read twice.
-const MAX_AHEAD_BYTES: u64 = 64 << 20;
+/// The most that is read ahead of one reader at a time, bytes: a few packs.
+const MAX_AHEAD_BYTES: u64 = 32 << 20;
 /// What is read ahead takes at most this part of the cache, so that it is still there when its time comes.
-const AHEAD_PART_OF_CACHE: u64 = 4;
+const AHEAD_PART_OF_CACHE: u64 = 8;
 
 /// How to read an image.
 #[derive(Debug, Clone)]
@@ -228,9 +226,21 @@ impl BackupImage {
             streams.note(range, self.size_bytes())
         };
         let Some(range) = wanted else { return };
+        let beyond = range.end..self.size_bytes().min(range.end + self.max_ahead_bytes);
         let (map, chunks, ahead) = (Arc::clone(&self.map), Arc::clone(&self.chunks), Arc::clone(&self.ahead));
         tokio::spawn(async move {
-            match map.steps(range).await {
+            let steps = async {
+                let mut steps = map.steps(range).await?;
+                // Frames of a pack are shuffled: whoever fetches half of its chunks fetches nearly all of it. Those that come
+                // next are taken along, so that it is not fetched again for them.
+                let packs: HashSet<PackId> = chunks.missing(&steps).collect();
+                let next = map.steps(beyond).await?;
+                steps.extend(
+                    next.into_iter().filter(|step| step.pack().is_some_and(|pack| packs.contains(&pack))),
+                );
+                VaultResult::Ok(steps)
+            };
+            match steps.await {
                 Ok(steps) => drop(chunks.want(&steps, &ahead)),
                 // Whoever reads there is told.
                 Err(error) => debug!(%error, "not read ahead"),
