@@ -1,7 +1,10 @@
 //! Telling collection what is being read.
 //!
-//! Invariant: from registering until [`Registration::end`] there is an object under the registration's name, as long as
-//! it is renewed more often than collection takes for a reader that died (`gc --session-age`).
+//! Hosts may create registrations, but neither replace nor delete them (docs/infra.md). So one is renewed by creating another,
+//! and the one before it stays until the next renewal: a listing that passes the new one's place before it is there still
+//! finds the old one, unless it takes longer than from one renewal to the next.
+//!
+//! Invariant: names are used once. A registration that is missed or lapses costs an error of the reader, never wrong bytes.
 
 use bytes::Bytes;
 use strongroom_catalog::rules::{self, Rule};
@@ -9,8 +12,8 @@ use strongroom_format::ids::SessionId;
 use strongroom_format::index::ReaderRegistration;
 use strongroom_format::layout::{InboxEntry, ObjectKey};
 use strongroom_format::manifest::Manifest;
-use strongroom_store::{ETag, StoreErrorKind, StoreResult};
-use tracing::{info, warn};
+use strongroom_store::StoreResult;
+use tracing::info;
 
 use crate::error::{VaultError, VaultResult};
 use crate::head::Head;
@@ -22,8 +25,8 @@ use crate::target::Target;
 pub struct Registration {
     target: Target,
     body: ReaderRegistration,
-    /// The version that was written last; `None` where the reader may not write.
-    etag: Option<ETag>,
+    /// The objects that say it, the newest last; none where the reader may not write.
+    keys: Vec<ObjectKey>,
 }
 
 impl Registration {
@@ -36,12 +39,9 @@ impl Registration {
             host: host.to_owned(),
             opened: target.context.clock.now(),
         };
-        let mut registration = Self { target: target.clone(), body, etag: None };
-        match registration.create().await {
-            Ok(etag) => registration.etag = Some(etag),
-            Err(error) => {
-                info!(%error, "the restore is not registered: a collection may remove what it reads, if its backup is removed meanwhile");
-            }
+        let mut registration = Self { target: target.clone(), body, keys: Vec::new() };
+        if let Err(error) = registration.create().await {
+            info!(%error, "the restore is not registered: a collection may remove what it reads, if its backup is removed meanwhile");
         }
         registration
     }
@@ -51,58 +51,38 @@ impl Registration {
     /// # Errors
     /// `Store`; try again well before collection would take it for dead.
     pub async fn renew(&mut self) -> VaultResult<()> {
-        let Some(etag) = self.etag.clone() else { return Ok(()) };
-        let written = match self.replace(&etag).await {
-            // The name is ours alone: a write of ours landed, and its answer was lost.
-            Err(error) if error.kind == StoreErrorKind::Conflict => match self.current().await {
-                Ok(etag) => self.replace(&etag).await,
-                Err(error) => Err(error),
-            },
-            written => written,
-        };
-        self.etag = Some(match written {
-            Err(error) if error.kind == StoreErrorKind::NotFound => {
-                warn!(
-                    backup = %self.body.backup,
-                    "the registration was removed, as that of a reader that died; what was removed since can't be read"
-                );
-                let tag = self.body.session.volume_tag();
-                self.body.session = SessionId::random_of(tag, &mut self.target.context.entropy.fork());
-                self.create().await?
-            }
-            written => written?,
-        });
+        if self.keys.is_empty() {
+            return Ok(());
+        }
+        let tag = self.body.session.volume_tag();
+        self.body.session = SessionId::random_of(tag, &mut self.target.context.entropy.fork());
+        self.create().await?;
+        let superseded = self.keys.len().saturating_sub(2);
+        let superseded: Vec<ObjectKey> = self.keys.drain(..superseded).collect();
+        self.remove(&superseded).await;
         Ok(())
     }
 
     /// Says that the reader has done.
     pub async fn end(self) {
-        if self.etag.is_some()
-            && let Err(error) = self.target.context.store.delete(&[self.key()]).await
+        self.remove(&self.keys).await;
+    }
+
+    async fn create(&mut self) -> StoreResult<()> {
+        let key = ObjectKey::Inbox(self.body.session, InboxEntry::Reader);
+        let context = &self.target.context;
+        let bytes = Bytes::from(self.target.sealer.seal(&key, &self.body, &mut context.entropy.fork()));
+        context.store.put_if_absent(&key, bytes).await?;
+        self.keys.push(key);
+        Ok(())
+    }
+
+    async fn remove(&self, keys: &[ObjectKey]) {
+        if !keys.is_empty()
+            && let Err(error) = self.target.context.store.delete(keys).await
         {
             info!(%error, "the restore's registration is left to collection");
         }
-    }
-
-    const fn key(&self) -> ObjectKey {
-        ObjectKey::Inbox(self.body.session, InboxEntry::Reader)
-    }
-
-    fn sealed(&self) -> Bytes {
-        self.target.sealer.seal(&self.key(), &self.body, &mut self.target.context.entropy.fork()).into()
-    }
-
-    async fn create(&self) -> StoreResult<ETag> {
-        self.target.context.store.put_if_absent(&self.key(), self.sealed()).await
-    }
-
-    async fn replace(&self, etag: &ETag) -> StoreResult<ETag> {
-        self.target.context.store.put_if_match(&self.key(), self.sealed(), etag).await
-    }
-
-    async fn current(&self) -> StoreResult<ETag> {
-        let max_bytes = strongroom_format::index::MAX_INDEX_BYTES;
-        Ok(self.target.context.store.get(&self.key(), max_bytes).await?.etag)
     }
 }
 
