@@ -188,9 +188,9 @@ mod tests {
         drop(StdUnixListener::bind(&path).unwrap());
         assert!(path.exists());
         drop(Listener::unix(&path).unwrap());
-        std::fs::write(&path, b"data").unwrap();
+        fs::write(&path, b"data").unwrap();
         assert!(matches!(Listener::unix(&path), Err(VaultError::Unsafe(_))), "no socket");
-        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+        assert_eq!(fs::read(&path).unwrap(), b"data");
     }
 
     #[tokio::test]

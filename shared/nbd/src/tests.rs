@@ -124,7 +124,7 @@ fn options_are_answered_as_they_should_be() {
     assert!(matches!(haggling.answer(2, b"bye"), Step::Close(_)));
 }
 
-fn request(flags: u16, kind: u16, offset: u64, len: u32) -> RequestHeader {
+fn request_bytes(flags: u16, kind: u16, offset: u64, len: u32) -> [u8; RequestHeader::BYTES] {
     let bytes = [
         &0x2560_9513u32.to_be_bytes()[..],
         &flags.to_be_bytes(),
@@ -133,7 +133,11 @@ fn request(flags: u16, kind: u16, offset: u64, len: u32) -> RequestHeader {
         &offset.to_be_bytes(),
         &len.to_be_bytes(),
     ];
-    RequestHeader::parse(&bytes.concat().try_into().unwrap()).unwrap()
+    bytes.concat().try_into().unwrap()
+}
+
+fn request(flags: u16, kind: u16, offset: u64, len: u32) -> RequestHeader {
+    RequestHeader::parse(&request_bytes(flags, kind, offset, len)).unwrap()
 }
 
 const AGREED: Session = Session { structured: true, allocation: true };
@@ -334,15 +338,7 @@ impl Client {
     }
 
     async fn ask(&mut self, flags: u16, kind: u16, offset: u64, len: u32) {
-        let bytes = [
-            &0x2560_9513u32.to_be_bytes()[..],
-            &flags.to_be_bytes(),
-            &kind.to_be_bytes(),
-            &7u64.to_be_bytes(),
-            &offset.to_be_bytes(),
-            &len.to_be_bytes(),
-        ];
-        self.send(&bytes.concat()).await;
+        self.send(&request_bytes(flags, kind, offset, len)).await;
     }
 
     /// Reads to the end, and how the server saw it.

@@ -67,7 +67,7 @@ impl ChunkSource {
             }
         };
         for wanted in failed {
-            take(&wanted, self.from_elsewhere(&wanted).await)?;
+            take(&wanted, self.another_copy(&wanted).await)?;
         }
         Ok(())
     }
@@ -103,7 +103,7 @@ impl ChunkSource {
     }
 
     /// Finds another copy of a chunk through the index: where it was repacked to, or where somebody stored it too.
-    async fn from_elsewhere(&self, wanted: &Wanted) -> VaultResult<Vec<u8>> {
+    async fn another_copy(&self, wanted: &Wanted) -> VaultResult<Vec<u8>> {
         let now = self.target.context.clock.now();
         let (known, finder) = self.finder(TimestampMs(0)).await?;
         if let Some(plaintext) = self.copy_of(wanted, &finder).await? {

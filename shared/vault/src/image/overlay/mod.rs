@@ -363,9 +363,10 @@ impl Overlay {
         let (first, last) = (range.start / BLOCK_BYTES, range.end.saturating_sub(1) / BLOCK_BYTES);
         let partial = |block: u64| {
             let start = block * BLOCK_BYTES;
-            !range.is_empty() && !(whole.start <= start && start < whole.end) && !self.has(block)
+            !whole.contains(&start) && !self.has(block)
         };
-        let mut blocks: Vec<u64> = [first, last].into_iter().filter(|block| partial(*block)).collect();
+        let ends = if range.is_empty() { Vec::new() } else { vec![first, last] };
+        let mut blocks: Vec<u64> = ends.into_iter().filter(|block| partial(*block)).collect();
         blocks.dedup();
         blocks
     }
