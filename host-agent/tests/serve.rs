@@ -27,14 +27,14 @@ struct Serving {
 
 impl Serving {
     fn start(place: &Place, args: &[&str]) -> Self {
-        let mut child = place.command(&[&["serve"], args, &["--json"]].concat()).spawn().unwrap();
+        // Its log goes to a file: nobody reads a pipe, and one that is full would stop the server.
+        let log = place.path("serve.log");
+        let mut command = place.command(&[&["serve"], args, &["--json"]].concat());
+        let mut child = command.stderr(std::fs::File::create(&log).unwrap()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let event = serde_json::from_str(&line).unwrap_or_else(|_| {
-            let mut why = String::new();
-            child.stderr.take().unwrap().read_to_string(&mut why).unwrap();
-            panic!("{args:?}: {line}{why}")
-        });
+        let event = serde_json::from_str(&line)
+            .unwrap_or_else(|_| panic!("{args:?}: {line}{}", std::fs::read_to_string(&log).unwrap()));
         Self { child, event }
     }
 
