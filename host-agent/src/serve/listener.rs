@@ -180,7 +180,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
         let listener = Listener::unix(&path).unwrap();
-        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(path.metadata().unwrap().permissions().mode() & 0o077, 0, "for nobody but its owner");
         assert!(matches!(Listener::unix(&path), Err(VaultError::Unsafe(_))), "in use");
         drop(listener);
         assert!(!path.exists(), "removed");

@@ -1,7 +1,7 @@
 //! Writing to an image: what is written goes to a local file, and hides what the backup has there.
 //!
 //! The file has the length of the volume, is sparse, and holds each written block of 4 KiB at its own offset. A second
-//! one beside it, `FILE.map`, says which backup it belongs to and which blocks are written ([`map_file`]).
+//! one beside it, `FILE.map`, says which backup it belongs to and which blocks are written.
 //!
 //! Invariants:
 //! - a block is either wholly in the overlay or not at all; once there, it stays there;
