@@ -1,7 +1,7 @@
 //! One connection of a client, from its first byte to its last.
 //!
 //! Invariants:
-//! - a connection holds at most [`MAX_REQUESTS`] requests and [`MAX_HELD_BYTES`] of their data; while it does, nothing
+//! - a connection holds at most `MAX_REQUESTS` requests and `MAX_HELD_BYTES` of their data; while it does, nothing
 //!   more is read from it;
 //! - every request that was read is answered, unless the connection is broken.
 
