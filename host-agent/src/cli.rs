@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -103,6 +104,21 @@ pub enum Command {
     Backup(BackupArgs),
     /// Restores a backup, whole or a range of it
     Restore(RestoreArgs),
+    /// Serves a backup as a network block device, to boot a machine from it or mount it without restoring it first
+    #[command(
+        after_help = "Prints the address once clients can connect, and serves until it is stopped. What is read is fetched then, \
+                      checked, and kept in the cache; what a damaged pack held reads as an input/output error, never as \
+                      other bytes. The backup itself is never changed.\n\n\
+                      Examples:\n  \
+                      strongroom serve vm1@latest --socket /run/vm1.sock\n  \
+                      qemu-img convert -O qcow2 'nbd+unix:///?socket=/run/vm1.sock' vm1.qcow2\n  \
+                      qemu-img map --output json 'nbd+unix:///?socket=/run/vm1.sock'\n\n  \
+                      strongroom serve vm1@latest --socket /run/vm1.sock --overlay /var/tmp/vm1.overlay\n  \
+                      qemu-system-x86_64 -accel kvm -m 2G -drive 'file=nbd+unix:///?socket=/run/vm1.sock,format=raw,if=virtio'\n\n  \
+                      strongroom serve vm1@latest --listen 127.0.0.1:10809\n  \
+                      nbd-client -R -N '' 127.0.0.1 10809 /dev/nbd0 && mount -o ro /dev/nbd0p1 /mnt"
+    )]
+    Serve(ServeArgs),
     /// Lists backups
     Ls(LsArgs),
     /// Shows one backup
@@ -285,6 +301,37 @@ pub struct RestoreArgs {
     /// Requests at once
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub fetches: u16,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// A backup's id, a unique prefix of it, or VOLUME@latest
+    pub backup: String,
+    /// Listens on a unix socket, which this user alone may connect to [default: strongroom-ID.sock in this folder]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Listens on a port of the loopback interface, where every user of this machine may connect; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "socket")]
+    pub listen: Option<SocketAddr>,
+    /// Takes writes, and keeps them in this file (and FILE.map beside it), for this backup alone; goes on with one that is there
+    #[arg(long, value_name = "FILE")]
+    pub overlay: Option<PathBuf>,
+    /// Takes writes, and forgets them in the end; they lie in the folder for temporary files
+    #[arg(long, conflicts_with = "overlay")]
+    pub writable: bool,
+    /// Memory for what was read or will be next
+    #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
+    pub cache: u64,
+    /// Requests at once, for clients and for reading ahead each
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub fetches: u16,
+}
+
+impl ServeArgs {
+    /// Whether clients may write.
+    pub const fn is_writable(&self) -> bool {
+        self.writable || self.overlay.is_some()
+    }
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ mod fleet;
 mod keys;
 mod open;
 mod output;
+mod serve;
 mod version;
 
 use std::path::Path;

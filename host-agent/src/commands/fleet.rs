@@ -91,7 +91,7 @@ async fn bring_in_volumes(settings: &Settings, service: &Service) -> VaultResult
 }
 
 /// Becomes true on SIGTERM and SIGINT.
-fn until_told_to_stop() -> VaultResult<signal::Receiver<bool>> {
+pub fn until_told_to_stop() -> VaultResult<signal::Receiver<bool>> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|error| VaultError::Internal(format!("no signals: {error}")));
     let (mut term, mut int) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);

@@ -14,8 +14,10 @@ use strongroom_vault::{Target, VaultResult};
 use crate::cli::{Command, GcCommand, IndexCommand, RetentionCommand};
 use crate::open::Settings;
 use crate::output::Output;
+use crate::serve::serve;
 
 pub use backups::cores;
+pub use fleet::until_told_to_stop;
 
 /// How a command ended that did not fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +64,7 @@ async fn on_target(
     match command {
         Command::Backup(args) => backups::backup(settings, target, &args, output).await,
         Command::Restore(args) => backups::restore(settings, target, &args, output).await,
+        Command::Serve(args) => serve(settings, target, &args, output).await,
         Command::Ls(args) => look::ls(target, &args, output).await,
         Command::Show(args) => look::show(target, &args, output).await,
         Command::Diff(args) => look::diff(target, &args, output).await,

@@ -13,7 +13,7 @@ use strongroom_catalog::dead::{DeadSet, ObjectName, Stage};
 use strongroom_catalog::moved::{Heir, Moved};
 use strongroom_catalog::root::{BackupEntry, IndexRef, MAX_ROOT_BYTES, Root};
 use strongroom_catalog::rules::{self, Rule};
-use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, PackId, SegmentId};
+use strongroom_format::ids::{BackupId, ChunkId, Epoch, Incarnation, IndexId, PackId, SegmentId};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_format::manifest::Manifest;
@@ -486,15 +486,16 @@ impl ChunkFinder {
     pub async fn load(target: &Target) -> VaultResult<Self> {
         let head = target.head().await?;
         let index = DedupIndex::open(None, DedupLimits::default())?;
-        stream::iter(&head.root.indexes)
-            .map(async |listed| {
-                let key = ObjectKey::Index(listed.id);
+        let ids: Vec<IndexId> = head.root.indexes.iter().map(|listed| listed.id).collect();
+        stream::iter(ids)
+            .map(async |id| {
+                let key = ObjectKey::Index(id);
                 let read = async {
                     let object = target.context.store.get(&key, MAX_INDEX_BYTES).await?;
                     let body: IndexBody = target.sealer.open(&key, &object.bytes)?;
                     VaultResult::Ok(directories_of(&key, &body)?)
                 };
-                VaultResult::Ok((listed.id, read.await))
+                VaultResult::Ok((id, read.await))
             })
             .buffer_unordered(4)
             .try_for_each(async |(id, read)| {

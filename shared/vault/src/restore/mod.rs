@@ -4,8 +4,10 @@
 //! fails the restore, and an incomplete destination never looks whole.
 
 mod blocks;
-mod plan;
+pub(crate) mod chunks;
+pub(crate) mod plan;
 mod reader;
+pub(crate) mod registration;
 mod sink;
 
 use std::io::Write;
@@ -14,30 +16,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use strongroom_catalog::rules::{self, Rule};
 use strongroom_format::chunker::REGION_BYTES;
-use strongroom_format::frame::{ChunkNamer, FrameOpener};
-use strongroom_format::ids::{BackupId, SessionId};
-use strongroom_format::index::ReaderRegistration;
-use strongroom_format::layout::{InboxEntry, ObjectKey};
+use strongroom_format::ids::BackupId;
 use strongroom_format::manifest::{Manifest, RegionSource, region_len};
 use strongroom_format::segment::Extent;
-use tokio::sync::OnceCell;
-use tracing::{info, warn};
 
-pub use reader::{SegmentReader, check_cover};
-pub use sink::Sink;
+pub(crate) use reader::CACHED_SEGMENTS;
+pub use reader::{OpenSegment, SegmentReader, check_cover};
+pub use sink::{Sink, zero_range};
 
 use crate::error::{VaultError, VaultResult};
-use crate::head::Head;
 use crate::off_thread;
 use crate::progress::Progress;
-use crate::rebuild::ChunkFinder;
 use crate::relocate::Relocator;
 use crate::target::Target;
+use chunks::{ChunkSource, cut_off};
 use plan::{PackRead, ReadPlanner, Wanted};
+use registration::{Registration, register};
 
 /// Chunks planned together: about 1 GiB of volume at the default chunker. The more, the fewer packs are read twice.
 const CHUNKS_PER_PLAN: usize = 32 << 10;
@@ -73,11 +69,10 @@ struct Restore<'a> {
     target: &'a Target,
     manifest: Manifest,
     range: Range<u64>,
-    namer: ChunkNamer,
+    chunks: ChunkSource,
     fetches: usize,
     progress: &'a Arc<Progress>,
     relocator: Relocator,
-    elsewhere: OnceCell<ChunkFinder>,
 }
 
 /// Restores to a file or block device.
@@ -101,7 +96,7 @@ pub async fn restore_to_path(
         }
         Err(error) => Err(error),
     };
-    deregister(target, registration).await;
+    registration.end().await;
     let sink = Arc::into_inner(restored?)
         .ok_or_else(|| VaultError::Internal("a task of the restore is still writing".to_owned()))?;
     off_thread::run(move || sink.finish()).await.map_err(cut_off)??;
@@ -127,7 +122,7 @@ pub async fn restore_to_stream(
         restored = restore.stretch(at..end, &mut stream).await;
         at = end;
     }
-    deregister(target, registration).await;
+    registration.end().await;
     restored?;
     stream.flush().map_err(|error| VaultError::io("writing", Path::new("-"), error))?;
     Ok(restore.report())
@@ -140,8 +135,8 @@ impl<'a> Restore<'a> {
         backup: BackupId,
         options: &RestoreOptions,
         progress: &'a Arc<Progress>,
-    ) -> VaultResult<(Self, Option<ObjectKey>)> {
-        let namer = ChunkNamer::new(target.restore()?.chunk_id_key.clone());
+    ) -> VaultResult<(Self, Registration)> {
+        let chunks = ChunkSource::new(target, Arc::clone(progress))?;
         let manifest = target.manifest(backup).await?;
         let range = options.range.clone().unwrap_or(0..manifest.size_bytes);
         if range.start > range.end || range.end > manifest.size_bytes {
@@ -150,24 +145,10 @@ impl<'a> Restore<'a> {
                 range.start, range.end, manifest.size_bytes
             )));
         }
-        let read = || target.read_by_root(async |root| Relocator::load(target, root).await);
-        let too_early = if rules::holds(Rule::RegisteredBeforeRead) { None } else { Some(read().await?) };
-        let registration = register(target, &manifest, &options.host).await;
-        // Read after registering: a collection that reads a root without this backup will see the registration.
-        let (Head { root, .. }, relocator) = match too_early {
-            None => read().await?,
-            Some(known) => known,
-        };
-        if root.backup(backup).is_none() {
-            deregister(target, registration).await;
-            return Err(VaultError::Damaged(format!("backup {backup} was removed from the catalog")));
-        }
+        let (registration, relocator) = register(target, &manifest, &options.host).await?;
         progress.total_bytes.store(range.end - range.start, Relaxed);
         let fetches = options.fetches.max(1);
-        Ok((
-            Self { target, manifest, range, namer, fetches, progress, relocator, elsewhere: OnceCell::new() },
-            registration,
-        ))
+        Ok((Self { target, manifest, range, chunks, fetches, progress, relocator }, registration))
     }
 
     fn report(&self) -> RestoreReport {
@@ -243,106 +224,17 @@ impl<'a> Restore<'a> {
     ) -> VaultResult<()> {
         stream::iter(reads)
             .map(|read| async move {
-                let key = ObjectKey::Pack(read.pack);
-                let frames = self.target.context.store.get_range(&key, read.start..read.end).await;
-                let (bytes, mut failed) = match frames {
-                    Ok(bytes) => (bytes, Vec::new()),
-                    Err(error) if error.kind == strongroom_store::StoreErrorKind::Unavailable => {
-                        return Err(error.into());
-                    }
-                    Err(error) => {
-                        warn!(%error, "looking for its chunks in other packs");
-                        (Bytes::new(), read.wanted.clone())
-                    }
+                let (sink, range, base) = (Arc::clone(sink), range.clone(), self.range.start);
+                let progress = Arc::clone(self.progress);
+                let write = move |wanted: &Wanted, plaintext: VaultResult<Vec<u8>>| {
+                    write_chunk(&sink, wanted, &plaintext?, &range, base, &progress)
                 };
-                self.progress.stored_bytes.fetch_add(bytes.len() as u64, Relaxed);
-                if !bytes.is_empty() {
-                    failed = self.write_all(&read, bytes, sink, range).await?;
-                }
-                for wanted in failed {
-                    self.write_from_elsewhere(&wanted, sink, range).await?;
-                }
-                Ok(())
+                self.chunks.fetch(&read, write).await
             })
             .buffer_unordered(self.fetches)
             .try_collect()
             .await
     }
-
-    /// Opens and writes the chunks of one read; returns those that are damaged there.
-    async fn write_all(
-        &self,
-        read: &Arc<PackRead>,
-        bytes: Bytes,
-        sink: &Arc<Sink>,
-        range: &Range<u64>,
-    ) -> VaultResult<Vec<Wanted>> {
-        let (read, sink, range) = (Arc::clone(read), Arc::clone(sink), range.clone());
-        let (namer, progress, base) = (self.namer.clone(), Arc::clone(self.progress), self.range.start);
-        let writing = off_thread::run(move || {
-            let mut opener = opener(namer)?;
-            let mut damaged = Vec::new();
-            // In the order of the destination, not of the pack, which is shuffled: neighbours are written together.
-            let mut in_order: Vec<&Wanted> = read.wanted.iter().collect();
-            in_order.sort_unstable_by_key(|wanted| wanted.places.first().copied());
-            for wanted in in_order {
-                let start =
-                    usize::try_from(u64::from(wanted.chunk.offset) - read.start).unwrap_or(usize::MAX);
-                let frame = bytes.get(start..start.saturating_add(wanted.chunk.frame_len as usize));
-                match frame.map(|frame| open_chunk(&mut opener, wanted, frame)) {
-                    Some(Ok(plaintext)) => write_chunk(&sink, wanted, &plaintext, &range, base, &progress)?,
-                    Some(Err(problem)) => {
-                        warn!(pack = %read.pack, chunk = %wanted.chunk.id, %problem, "damaged; looking for another copy");
-                        damaged.push(wanted.clone());
-                    }
-                    None => damaged.push(wanted.clone()),
-                }
-            }
-            VaultResult::Ok(damaged)
-        });
-        writing.await.map_err(cut_off)?
-    }
-
-    /// Finds another copy of a chunk through the index: where it was repacked to, or where somebody stored it too.
-    async fn write_from_elsewhere(
-        &self,
-        wanted: &Wanted,
-        sink: &Sink,
-        range: &Range<u64>,
-    ) -> VaultResult<()> {
-        let mut opener = opener(self.namer.clone())?;
-        let finder = self.elsewhere.get_or_try_init(|| ChunkFinder::load(self.target)).await?;
-        finder.exclude(wanted.chunk.pack);
-        while let Some(place) = finder.find(&wanted.chunk.id) {
-            let frame_range = u64::from(place.offset)..u64::from(place.offset) + u64::from(place.frame_len);
-            let frame = self.target.context.store.get_range(&ObjectKey::Pack(place.pack), frame_range).await;
-            if let Ok(plaintext) =
-                frame.map_err(drop).and_then(|f| open_chunk(&mut opener, wanted, &f).map_err(drop))
-            {
-                info!(chunk = %wanted.chunk.id, pack = %place.pack, "found another copy");
-                return write_chunk(sink, wanted, &plaintext, range, self.range.start, self.progress);
-            }
-            finder.exclude(place.pack);
-        }
-        Err(VaultError::Damaged(format!(
-            "{}: missing or damaged there, and chunk {} is nowhere else; the backup can't be restored whole. \
-             Run `strongroom verify --full` to see what else is affected",
-            ObjectKey::Pack(wanted.chunk.pack),
-            wanted.chunk.id
-        )))
-    }
-}
-
-fn opener(namer: ChunkNamer) -> VaultResult<FrameOpener> {
-    FrameOpener::new(namer).map_err(|problem| VaultError::Internal(problem.to_string()))
-}
-
-fn open_chunk(
-    opener: &mut FrameOpener,
-    wanted: &Wanted,
-    frame: &[u8],
-) -> Result<Vec<u8>, strongroom_format::Problem> {
-    opener.open(&wanted.chunk.id, &wanted.key, wanted.chunk.len as usize, frame)
 }
 
 /// What of `len` bytes at a place of the volume lies in the restored range.
@@ -371,38 +263,4 @@ fn write_chunk(
         }
     }
     Ok(())
-}
-
-fn cut_off(error: tokio::task::JoinError) -> VaultError {
-    VaultError::Internal(format!("a task of the restore was cut off: {error}"))
-}
-
-/// Tells collection what is being read. A restorer may lack the right to write: then it goes on without.
-async fn register(target: &Target, manifest: &Manifest, host: &str) -> Option<ObjectKey> {
-    let mut rng = target.context.entropy.fork();
-    let tag = target.sealer.volume_tag(&manifest.volume);
-    let session = SessionId::random_of(tag, &mut rng);
-    let key = ObjectKey::Inbox(session, InboxEntry::Reader);
-    let body = ReaderRegistration {
-        session,
-        backup: manifest.backup,
-        host: host.to_owned(),
-        opened: target.context.clock.now(),
-    };
-    let bytes = Bytes::from(target.sealer.seal(&key, &body, &mut rng));
-    match target.context.store.put_if_absent(&key, bytes).await {
-        Ok(_) => Some(key),
-        Err(error) => {
-            info!(%error, "the restore is not registered: a collection may remove what it reads, if its backup is removed meanwhile");
-            None
-        }
-    }
-}
-
-async fn deregister(target: &Target, registration: Option<ObjectKey>) {
-    if let Some(key) = registration
-        && let Err(error) = target.context.store.delete(&[key]).await
-    {
-        info!(%error, "the restore's registration is left to collection");
-    }
 }

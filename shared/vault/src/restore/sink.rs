@@ -251,8 +251,11 @@ fn remove_abandoned(folder: &Path, prefix: &str) {
     }
 }
 
-/// Makes a range of a device read as zeros: by telling it to where it can, else by writing them.
-fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
+/// Makes a range of a file or device read as zeros and keep its space: by telling it to where it can, else by writing them.
+///
+/// # Errors
+/// Those of writing.
+pub fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
     if len == 0 || fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, len).is_ok()
     {
         return Ok(());
