@@ -198,10 +198,8 @@ fn what_is_under_object_lock_outlives_its_deletion() {
     administer("s3", &["--request", "PUT", "--header", "x-amz-bucket-object-lock-enabled: true", &bucket]);
     let rule = "<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled><Rule><DefaultRetention>\
                 <Mode>COMPLIANCE</Mode><Days>1</Days></DefaultRetention></Rule></ObjectLockConfiguration>";
-    let xml =
-        ["--header", "Content-Type: application/xml", "--header", "Content-MD5: bAtV4GhRHjlhyrqo+OfhYg=="];
-    let put = ["--request", "PUT", "--data", rule];
-    administer("s3", &[&xml[..], &put, &[&format!("{bucket}?object-lock")]].concat());
+    let put = ["--request", "PUT", "--data", rule, "--header", "Content-Type: application/xml"];
+    administer("s3", &[&put[..], &[&format!("{bucket}?object-lock")]].concat());
 
     let place = place_at(format!("s3://{name}"));
     place.ran(&["target", "init", "--pack-mib", "1"]);
