@@ -19,6 +19,7 @@ use clap::{CommandFactory, Parser};
 use serde_json::json;
 use strongroom_store::StoreErrorKind;
 use strongroom_vault::VaultError;
+use tracing_appender::non_blocking::WorkerGuard;
 
 use cli::{Cli, Command};
 use open::Settings;
@@ -49,8 +50,9 @@ fn main() -> ExitCode {
                 }
             };
         }
-        _ => start_log(&cli),
+        _ => {}
     }
+    let _log = start_log(&cli);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(output, &format!("no threads to run on: {error}"), 1),
@@ -111,7 +113,8 @@ fn exit_code(error: &VaultError) -> u8 {
     }
 }
 
-fn start_log(cli: &Cli) {
+/// Starts the log. What is said last is written when the guard goes.
+fn start_log(cli: &Cli) -> WorkerGuard {
     let default = match (cli.global.quiet, cli.global.verbose) {
         (true, _) => "error",
         (false, 0) => "warn",
@@ -120,11 +123,13 @@ fn start_log(cli: &Cli) {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("STRONGROOM_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(default));
-    let subscriber =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A pipe that nobody reads must not hold up backups, or clients of `serve`: lines are dropped instead.
+    let (stderr, guard) = tracing_appender::non_blocking(std::io::stderr());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(stderr).with_target(false);
     if cli.global.json {
         subscriber.json().init();
     } else {
         subscriber.without_time().init();
     }
+    guard
 }

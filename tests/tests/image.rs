@@ -6,13 +6,14 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use proptest::prelude::*;
 use strongroom_format::ids::BackupId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
-use strongroom_store::{Counting, MemoryStore, ObjectStore, Operation};
+use strongroom_store::{Call, Counting, Fault, Faulty, MemoryStore, ObjectStore, Operation};
 use strongroom_tests::{START_MS, World, noise, overwrite};
 use strongroom_vault::VaultError;
 use strongroom_vault::collect::CollectOptions;
@@ -369,6 +370,27 @@ async fn what_is_served_is_kept_from_collection_as_long_as_it_is_renewed() {
     assert!(late.is_err() && registrations().await == 0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_could_not_register_does_so_later() {
+    let failing = Arc::new(AtomicBool::new(true));
+    let is_failing = Arc::clone(&failing);
+    let script = move |call: &Call| {
+        let registers = call.operation == Operation::PutIfAbsent && call.key.ends_with("/reader");
+        if registers && is_failing.load(Ordering::SeqCst) { Fault::Before } else { Fault::None }
+    };
+    let memory = MemoryStore::new();
+    let backup = Backup::of(noise(MIB, 3), Arc::new(Faulty::scripted(memory.clone(), script))).await;
+    let registrations = async || memory.list(KeyPrefix::Inbox, None).await.unwrap().objects.len();
+    let image = backup.open().await;
+    assert!(!image.is_registered().await && registrations().await == 0);
+    assert!(image.renew().await.is_err(), "which is tried again");
+    failing.store(false, Ordering::SeqCst);
+    image.renew().await.unwrap();
+    assert!(image.is_registered().await && registrations().await == 1);
+    image.close().await;
+    assert_eq!(registrations().await, 0);
+}
+
 fn options_of_image() -> ImageOptions {
     options(MIN_CACHE_BYTES)
 }
@@ -413,14 +435,50 @@ async fn an_overlay_belongs_to_one_backup_and_one_process() {
     *past_the_end.last_mut().unwrap() |= 1;
     std::fs::write(&map, &past_the_end).unwrap();
     assert!(matches!(open(backup.id).await, Err(VaultError::Damaged(_))));
-    std::fs::write(&map, &good[..5000]).unwrap();
-    assert!(open(backup.id).await.is_err(), "cut off");
+    for len in [4096, 5000, good.len() - 1] {
+        std::fs::write(&map, &good[..len]).unwrap();
+        assert!(matches!(open(backup.id).await, Err(VaultError::Damaged(_))), "cut off after {len}");
+    }
     std::fs::write(&map, &good).unwrap();
     std::fs::rename(&path, folder.path().join("moved")).unwrap();
     assert!(matches!(open(backup.id).await, Err(VaultError::Damaged(_))), "the blocks are gone");
     std::fs::rename(folder.path().join("moved"), &path).unwrap();
     std::fs::remove_file(&map).unwrap();
     assert!(matches!(open(backup.id).await, Err(VaultError::Unsafe(_))), "some file");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_overlay_does_not_take_a_foreign_file_for_its_own() {
+    let backup = Backup::of(volume(), Arc::new(MemoryStore::new())).await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("overlay");
+    drop(backup.kept(&path).await);
+    std::fs::write(&path, b"something else").unwrap();
+    let opened = WritableImage::kept(backup.open().await, backup.owner(), &path).await;
+    assert!(matches!(opened, Err(VaultError::Unsafe(_))));
+    assert_eq!(std::fs::read(&path).unwrap(), b"something else");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_that_nobody_waits_for_comes_before_the_next_one() {
+    let backup = Backup::of(volume(), Arc::new(MemoryStore::new())).await;
+    let folder = tempfile::tempdir().unwrap();
+    // Takes a while to be on disk.
+    let much = Bytes::from(noise(16 * MIB, 7));
+    let second = 20 * MIB as u64;
+    for number in 0..10 {
+        let path = folder.path().join(format!("overlay{number}"));
+        let image = backup.kept(&path).await;
+        image.write(0, much.clone()).await.unwrap();
+        // Begun, and given up.
+        drop(image.flush().now_or_never());
+        image.write(second, Bytes::from_static(b"second")).await.unwrap();
+        image.flush().await.unwrap();
+        drop(image);
+        let image = backup.kept(&path).await;
+        assert!(joined(image.read(0..much.len() as u64).await.unwrap()) == much, "{number}");
+        assert_eq!(joined(image.read(second..second + 6).await.unwrap()), b"second", "{number}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

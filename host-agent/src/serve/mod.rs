@@ -49,7 +49,7 @@ pub async fn serve(
     let options =
         ImageOptions { host: settings.host(), cache_bytes: args.cache, fetches: usize::from(args.fetches) };
     let image = open(target, BackupImage::open(target, entry.id, &options).await?, args).await?;
-    let export = Arc::new(BackupExport::new(image));
+    let export = Arc::new(BackupExport::new(image, Arc::clone(&target.context.clock)));
     let uri = listener.uri()?;
     let base = export.image().base();
     output.say(&format!(
@@ -132,7 +132,7 @@ async fn take_clients(listener: &Listener, export: &Arc<BackupExport>, mut stop:
 
 /// Tells collection from time to time that the backup is still read.
 async fn renew(base: &BackupImage) {
-    let mut pause = RENEWAL;
+    let mut pause = if base.is_registered().await { RENEWAL } else { RENEWAL_RETRY };
     loop {
         tokio::time::sleep(pause).await;
         pause = match base.renew().await {

@@ -21,6 +21,7 @@ pub mod rebuild;
 pub mod relocate;
 pub mod remove;
 pub mod restore;
+pub mod sparing;
 pub mod target;
 pub mod verify;
 pub mod witness;

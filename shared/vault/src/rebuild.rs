@@ -475,7 +475,10 @@ fn changed_meanwhile() -> VaultError {
 #[derive(Debug)]
 pub struct ChunkFinder {
     index: DedupIndex,
-    excluded: Mutex<HashSet<PackId>>,
+    /// The index objects it was made of, in the root's order.
+    indexes: Vec<IndexId>,
+    /// One question at a time: what is excluded is a state of the index.
+    asking: Mutex<()>,
 }
 
 impl ChunkFinder {
@@ -487,7 +490,7 @@ impl ChunkFinder {
         let head = target.head().await?;
         let index = DedupIndex::open(None, DedupLimits::default())?;
         let ids: Vec<IndexId> = head.root.indexes.iter().map(|listed| listed.id).collect();
-        stream::iter(ids)
+        stream::iter(ids.clone())
             .map(async |id| {
                 let key = ObjectKey::Index(id);
                 let read = async {
@@ -506,19 +509,18 @@ impl ChunkFinder {
                 Ok(())
             })
             .await?;
-        Ok(Self { index, excluded: Mutex::default() })
+        Ok(Self { index, indexes: ids, asking: Mutex::default() })
     }
 
-    /// Never answers with this pack again.
-    pub fn exclude(&self, pack: PackId) {
-        let mut excluded = self.excluded.lock().unwrap_or_else(PoisonError::into_inner);
-        if excluded.insert(pack) {
-            self.index.exclude_packs(excluded.clone());
-        }
+    /// The index objects it was made of, in the order of the root that listed them.
+    pub fn indexes(&self) -> &[IndexId] {
+        &self.indexes
     }
 
-    /// Finds a chunk.
-    pub fn find(&self, id: &ChunkId) -> Option<Location> {
+    /// Finds a chunk in any pack but these.
+    pub fn find(&self, id: &ChunkId, but_not: &HashSet<PackId>) -> Option<Location> {
+        let _alone = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.index.exclude_packs(but_not.clone());
         self.index.lookup(id)
     }
 }

@@ -46,11 +46,12 @@ impl Streams {
             Some(at) => self.streams.remove(at),
             None => Stream { end: range.end, reads: 0, fetched: range.end, window_bytes: FIRST_WINDOW_BYTES },
         };
-        if range.end > stream.end || stream.reads == 0 {
+        let advanced = range.end > stream.end || stream.reads == 0;
+        if advanced {
             stream.reads = stream.reads.saturating_add(1);
             stream.end = range.end;
         }
-        let ahead = stream.ahead(self.max_window_bytes, size_bytes);
+        let ahead = advanced.then(|| stream.ahead(self.max_window_bytes, size_bytes)).flatten();
         self.streams.insert(0, stream);
         self.streams.truncate(MAX_STREAMS);
         ahead
@@ -108,6 +109,15 @@ mod tests {
     fn who_stays_where_it_is_is_not_read_ahead_for() {
         let mut streams = Streams::new(32 * MIB);
         assert!((0..100).all(|_| streams.note(&(MIB..2 * MIB), GIB).is_none()));
+    }
+
+    #[test]
+    fn who_reads_the_end_of_a_stream_again_is_not_read_ahead_for() {
+        let mut streams = Streams::new(32 * MIB);
+        for at in 0..4 {
+            streams.note(&(at * MIB..(at + 1) * MIB), GIB);
+        }
+        assert!((0..100).all(|_| streams.note(&(3 * MIB..4 * MIB), GIB).is_none()));
     }
 
     #[test]

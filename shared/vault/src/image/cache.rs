@@ -10,7 +10,7 @@ use bytes::Bytes;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use strongroom_format::ids::{ChunkId, PackId};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::ImageError;
 use super::map::{Step, bounded};
@@ -78,8 +78,13 @@ impl ChunkCache {
     }
 
     /// Gives the chunks of the steps, in order. Begins to fetch those that are neither here nor on their way, as many
-    /// requests at once as `fetches` has permits.
-    pub fn want(self: &Arc<Self>, steps: &[Step], fetches: &Arc<Semaphore>) -> Vec<Chunk> {
+    /// requests at once as `fetches` has permits; `room` is held until all of them are done.
+    pub fn want(
+        self: &Arc<Self>,
+        steps: &[Step],
+        fetches: &Arc<Semaphore>,
+        room: Option<&Arc<OwnedSemaphorePermit>>,
+    ) -> Vec<Chunk> {
         let mut planner = ReadPlanner::default();
         let mut tell = HashMap::new();
         let chunks = steps
@@ -110,7 +115,7 @@ impl ChunkCache {
         for read in planner.take_reads() {
             let tell = read.wanted.iter().filter_map(|wanted| tell.remove_entry(&wanted.chunk.id)).collect();
             let landing = Arc::new(Landing { cache: Arc::clone(self), tell: Mutex::new(tell) });
-            tokio::spawn(landing.fetch(read, Arc::clone(fetches)));
+            tokio::spawn(landing.fetch(read, Arc::clone(fetches), room.cloned()));
         }
         chunks
     }
@@ -139,7 +144,12 @@ struct Landing {
 }
 
 impl Landing {
-    async fn fetch(self: Arc<Self>, read: Arc<PackRead>, fetches: Arc<Semaphore>) {
+    async fn fetch(
+        self: Arc<Self>,
+        read: Arc<PackRead>,
+        fetches: Arc<Semaphore>,
+        _room: Option<Arc<OwnedSemaphorePermit>>,
+    ) {
         // Never closed.
         let _permit = fetches.acquire().await;
         let landing = Arc::clone(&self);

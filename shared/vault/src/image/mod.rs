@@ -34,6 +34,9 @@ pub const MIN_CACHE_BYTES: u64 = 16 << 20;
 const MAX_AHEAD_BYTES: u64 = 32 << 20;
 /// What is read ahead takes at most this part of the cache, so that it is still there when its time comes.
 const AHEAD_PART_OF_CACHE: u64 = 8;
+/// Stretches that are fetched ahead at once, for readers and for those who ask for it: what there is no room for is read
+/// when its time comes.
+const MAX_STRETCHES_AHEAD: usize = 8;
 
 /// How to read an image.
 #[derive(Debug, Clone)]
@@ -75,6 +78,7 @@ pub struct BackupImage {
     streams: Mutex<Streams>,
     demanded: Arc<Semaphore>,
     ahead: Arc<Semaphore>,
+    ahead_room: Arc<Semaphore>,
     /// The most that is fetched ahead at once, bytes.
     max_ahead_bytes: u64,
     progress: Arc<Progress>,
@@ -106,6 +110,7 @@ impl BackupImage {
             streams: Mutex::new(Streams::new(max_ahead_bytes)),
             demanded: Arc::new(Semaphore::new(fetches)),
             ahead: Arc::new(Semaphore::new(fetches)),
+            ahead_room: Arc::new(Semaphore::new(MAX_STRETCHES_AHEAD)),
             max_ahead_bytes,
             progress,
             registration: tokio::sync::Mutex::new(Some(registration)),
@@ -154,6 +159,11 @@ impl BackupImage {
         }
     }
 
+    /// Whether collection knows that the image is being read.
+    pub async fn is_registered(&self) -> bool {
+        self.registration.lock().await.as_ref().is_some_and(Registration::is_known)
+    }
+
     /// Tells collection that the image is not read any more. Whatever is read after that may be gone.
     pub async fn close(&self) {
         if let Some(registration) = self.registration.lock().await.take() {
@@ -168,17 +178,28 @@ impl BackupImage {
     pub async fn read(&self, range: Range<u64>) -> Result<Vec<Piece>, ImageError> {
         self.check(&range)?;
         let steps = self.map.steps(range.clone()).await?;
-        let chunks = self.chunks.want(&steps, &self.demanded);
+        let chunks = self.chunks.want(&steps, &self.demanded, None);
         self.look_ahead(&range);
         let mut chunks = chunks.into_iter();
         let mut pieces = Vec::with_capacity(steps.len());
         for step in &steps {
             pieces.push(match step {
                 Step::Zeros(len) => Piece::Zeros(*len),
-                Step::Chunk { within, .. } => {
+                Step::Chunk { chunk: listed, within, .. } => {
                     let chunk =
                         chunks.next().ok_or_else(|| VaultError::Internal("a chunk was forgotten".into()))?;
-                    Piece::Data(chunk.bytes().await?.slice(within.clone()))
+                    let bytes = chunk.bytes().await?;
+                    // It may have been fetched for another place, where its length was right.
+                    if bytes.len() != listed.len as usize {
+                        let id = listed.id;
+                        let damage = format!(
+                            "chunk {id}: has {} bytes, and is listed with {}",
+                            bytes.len(),
+                            listed.len
+                        );
+                        return Err(Arc::new(VaultError::Damaged(damage)));
+                    }
+                    Piece::Data(bytes.slice(within.clone()))
                 }
             });
         }
@@ -192,9 +213,10 @@ impl BackupImage {
     /// As [`BackupImage::read`], as far as that is known at once.
     pub async fn prefetch(&self, range: Range<u64>) -> Result<(), ImageError> {
         self.check(&range)?;
+        let Ok(room) = Arc::clone(&self.ahead_room).try_acquire_owned() else { return Ok(()) };
         let end = range.end.min(range.start + self.max_ahead_bytes);
         let steps = self.map.steps(range.start..end).await?;
-        self.chunks.want(&steps, &self.ahead);
+        self.chunks.want(&steps, &self.ahead, Some(&Arc::new(room)));
         Ok(())
     }
 
@@ -221,6 +243,7 @@ impl BackupImage {
 
     /// Notes a read, and fetches what will be read next if that can be told.
     fn look_ahead(&self, range: &Range<u64>) {
+        let Ok(room) = Arc::clone(&self.ahead_room).try_acquire_owned() else { return };
         let wanted = {
             let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
             streams.note(range, self.size_bytes())
@@ -241,7 +264,7 @@ impl BackupImage {
                 VaultResult::Ok(steps)
             };
             match steps.await {
-                Ok(steps) => drop(chunks.want(&steps, &ahead)),
+                Ok(steps) => drop(chunks.want(&steps, &ahead, Some(&Arc::new(room)))),
                 // Whoever reads there is told.
                 Err(error) => debug!(%error, "not read ahead"),
             }

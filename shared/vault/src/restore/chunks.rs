@@ -3,6 +3,7 @@
 //! Invariant: what is given out was authenticated, and hashes to the chunk's id. Where a chunk is missing or damaged in
 //! one pack, every other place that the index knows is tried before it is given up.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -11,7 +12,7 @@ use strongroom_format::Problem;
 use strongroom_format::frame::{ChunkNamer, FrameOpener};
 use strongroom_format::ids::TimestampMs;
 use strongroom_format::layout::ObjectKey;
-use strongroom_store::StoreErrorKind;
+use strongroom_store::{StoreError, StoreErrorKind};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
 
@@ -20,6 +21,7 @@ use crate::error::{VaultError, VaultResult};
 use crate::off_thread;
 use crate::progress::Progress;
 use crate::rebuild::ChunkFinder;
+use crate::sparing::Sparing;
 use crate::target::Target;
 
 /// What the index says is looked up anew when it is older than this and has no answer: collection may have moved the chunk
@@ -34,6 +36,7 @@ pub struct ChunkSource {
     progress: Arc<Progress>,
     /// What the index says, and since when it is known.
     elsewhere: Mutex<Option<(TimestampMs, Arc<ChunkFinder>)>>,
+    warnings: Sparing,
 }
 
 impl ChunkSource {
@@ -43,7 +46,13 @@ impl ChunkSource {
     /// `WrongKey` without the restore key.
     pub fn new(target: &Target, progress: Arc<Progress>) -> VaultResult<Self> {
         let namer = ChunkNamer::new(target.restore()?.chunk_id_key.clone());
-        Ok(Self { target: target.clone(), namer, progress, elsewhere: Mutex::default() })
+        Ok(Self {
+            target: target.clone(),
+            namer,
+            progress,
+            elsewhere: Mutex::default(),
+            warnings: Sparing::default(),
+        })
     }
 
     /// Fetches the chunks of one read, and gives each to `take`, or why it can't be had.
@@ -55,6 +64,7 @@ impl ChunkSource {
         T: Fn(&Wanted, VaultResult<Vec<u8>>) -> VaultResult<()> + Clone + Send + 'static,
     {
         let key = ObjectKey::Pack(read.pack);
+        let mut denied = None;
         let failed = match self.target.context.store.get_range(&key, read.start..read.end).await {
             Ok(bytes) => {
                 self.progress.stored_bytes.fetch_add(bytes.len() as u64, Relaxed);
@@ -62,12 +72,15 @@ impl ChunkSource {
             }
             Err(error) if error.kind == StoreErrorKind::Unavailable => return Err(error.into()),
             Err(error) => {
-                warn!(%error, "looking for its chunks in other packs");
+                if let Some(held_back) = self.admit_warning() {
+                    warn!(%error, held_back, "looking for its chunks in other packs");
+                }
+                denied = (error.kind == StoreErrorKind::Denied).then_some(error);
                 read.wanted.clone()
             }
         };
         for wanted in failed {
-            take(&wanted, self.another_copy(&wanted).await)?;
+            take(&wanted, self.another_copy(&wanted, denied.clone()).await)?;
         }
         Ok(())
     }
@@ -77,10 +90,10 @@ impl ChunkSource {
     where
         T: Fn(&Wanted, VaultResult<Vec<u8>>) -> VaultResult<()> + Send + 'static,
     {
-        let (read, namer) = (Arc::clone(read), self.namer.clone());
+        let (read, namer, pack) = (Arc::clone(read), self.namer.clone(), read.pack);
         let opening = off_thread::run(move || {
             let mut opener = opener(namer)?;
-            let mut damaged = Vec::new();
+            let (mut damaged, mut first) = (Vec::new(), None);
             // In the order of the volume, not of the pack, which is shuffled: neighbours are dealt with together.
             let mut in_order: Vec<&Wanted> = read.wanted.iter().collect();
             in_order.sort_unstable_by_key(|wanted| wanted.places.first().copied());
@@ -91,19 +104,32 @@ impl ChunkSource {
                 match frame.map(|frame| open_chunk(&mut opener, wanted, frame)) {
                     Some(Ok(plaintext)) => take(wanted, Ok(plaintext))?,
                     Some(Err(problem)) => {
-                        warn!(pack = %read.pack, chunk = %wanted.chunk.id, %problem, "damaged; looking for another copy");
+                        first.get_or_insert((wanted.chunk.id, problem));
                         damaged.push(wanted.clone());
                     }
                     None => damaged.push(wanted.clone()),
                 }
             }
-            VaultResult::Ok(damaged)
+            VaultResult::Ok((damaged, first))
         });
-        opening.await.map_err(cut_off)?
+        let (damaged, first) = opening.await.map_err(cut_off)??;
+        if let Some((chunk, problem)) = first
+            && let Some(held_back) = self.admit_warning()
+        {
+            let chunks = damaged.len();
+            warn!(%pack, %chunk, %problem, chunks, held_back, "damaged; looking for another copy");
+        }
+        Ok(damaged)
+    }
+
+    /// Whether to say one more thing about damage, and how many were not said: each read of it could.
+    fn admit_warning(&self) -> Option<u64> {
+        self.warnings.admit(self.target.context.clock.now())
     }
 
     /// Finds another copy of a chunk through the index: where it was repacked to, or where somebody stored it too.
-    async fn another_copy(&self, wanted: &Wanted) -> VaultResult<Vec<u8>> {
+    /// Where the store refused to give the first one, `denied`, that is why there is none.
+    async fn another_copy(&self, wanted: &Wanted, denied: Option<StoreError>) -> VaultResult<Vec<u8>> {
         let now = self.target.context.clock.now();
         let (known, finder) = self.finder(TimestampMs(0)).await?;
         if let Some(plaintext) = self.copy_of(wanted, &finder).await? {
@@ -114,6 +140,9 @@ impl ChunkSource {
             if let Some(plaintext) = self.copy_of(wanted, &finder).await? {
                 return Ok(plaintext);
             }
+        }
+        if let Some(denied) = denied {
+            return Err(denied.into());
         }
         Err(VaultError::Damaged(format!(
             "{}: missing or damaged there, and chunk {} is nowhere else; the backup can't be restored whole. \
@@ -129,27 +158,48 @@ impl ChunkSource {
         if let Some((known, finder)) = elsewhere.as_ref().filter(|(known, _)| *known >= since) {
             return Ok((*known, Arc::clone(finder)));
         }
+        // Nothing to be read again as long as the root lists the same.
+        let finder = match elsewhere.take() {
+            Some((known, finder)) => {
+                let head = self.target.head().await;
+                *elsewhere = Some((known, Arc::clone(&finder)));
+                let head = head?;
+                let same = head.root.indexes.iter().map(|listed| &listed.id).eq(finder.indexes());
+                same.then_some(finder)
+            }
+            None => None,
+        };
+        let finder = match finder {
+            Some(finder) => finder,
+            None => Arc::new(ChunkFinder::load(&self.target).await?),
+        };
+        // Reading all of it may take longer than it is good for: its time counts from here.
         let known = self.target.context.clock.now();
-        let finder = Arc::new(ChunkFinder::load(&self.target).await?);
         *elsewhere = Some((known, Arc::clone(&finder)));
         Ok((known, finder))
     }
 
     async fn copy_of(&self, wanted: &Wanted, finder: &ChunkFinder) -> VaultResult<Option<Vec<u8>>> {
         let mut opener = opener(self.namer.clone())?;
-        finder.exclude(wanted.chunk.pack);
-        while let Some(place) = finder.find(&wanted.chunk.id) {
+        let mut tried = HashSet::from([wanted.chunk.pack]);
+        let mut denied = None;
+        while let Some(place) = finder.find(&wanted.chunk.id, &tried) {
             let frame_range = u64::from(place.offset)..u64::from(place.offset) + u64::from(place.frame_len);
-            let frame = self.target.context.store.get_range(&ObjectKey::Pack(place.pack), frame_range).await;
-            if let Ok(plaintext) =
-                frame.map_err(drop).and_then(|f| open_chunk(&mut opener, wanted, &f).map_err(drop))
-            {
-                info!(chunk = %wanted.chunk.id, pack = %place.pack, "found another copy");
-                return Ok(Some(plaintext));
+            match self.target.context.store.get_range(&ObjectKey::Pack(place.pack), frame_range).await {
+                Ok(frame) => {
+                    if let Ok(plaintext) = open_chunk(&mut opener, wanted, &frame) {
+                        info!(chunk = %wanted.chunk.id, pack = %place.pack, "found another copy");
+                        return Ok(Some(plaintext));
+                    }
+                }
+                // It may be there all the same.
+                Err(error) if error.kind == StoreErrorKind::Unavailable => return Err(error.into()),
+                Err(error) if error.kind == StoreErrorKind::Denied => denied = Some(error),
+                Err(_) => {}
             }
-            finder.exclude(place.pack);
+            tried.insert(place.pack);
         }
-        Ok(None)
+        denied.map_or(Ok(None), |error| Err(error.into()))
     }
 }
 

@@ -12,8 +12,8 @@ use strongroom_format::ids::SessionId;
 use strongroom_format::index::ReaderRegistration;
 use strongroom_format::layout::{InboxEntry, ObjectKey};
 use strongroom_format::manifest::Manifest;
-use strongroom_store::StoreResult;
-use tracing::info;
+use strongroom_store::{StoreErrorKind, StoreResult};
+use tracing::{info, warn};
 
 use crate::error::{VaultError, VaultResult};
 use crate::head::Head;
@@ -27,7 +27,12 @@ pub struct Registration {
     body: ReaderRegistration,
     /// The objects that say it, the newest last; none where the reader may not write.
     keys: Vec<ObjectKey>,
+    /// Objects that may be there all the same: their answers were lost.
+    lost: Vec<ObjectKey>,
 }
+
+/// Of so many lost answers is kept which objects they were of; what is forgotten lapses by itself.
+const MAX_LOST: usize = 16;
 
 impl Registration {
     /// Registers a reader. It may lack the right to write: then it goes on without.
@@ -39,24 +44,30 @@ impl Registration {
             host: host.to_owned(),
             opened: target.context.clock.now(),
         };
-        let mut registration = Self { target: target.clone(), body, keys: Vec::new() };
+        let mut registration = Self { target: target.clone(), body, keys: Vec::new(), lost: Vec::new() };
         if let Err(error) = registration.create().await {
-            info!(%error, "the restore is not registered: a collection may remove what it reads, if its backup is removed meanwhile");
+            warn!(%error, "the reader is not registered: a collection may remove what it reads, if its backup is removed meanwhile");
         }
         registration
     }
 
-    /// Says that the reader is still there.
+    /// Whether collection knows of the reader.
+    pub const fn is_known(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// Says that the reader is still there, or, where that failed before, that it is there.
     ///
     /// # Errors
     /// `Store`; try again well before collection would take it for dead.
     pub async fn renew(&mut self) -> VaultResult<()> {
-        if self.keys.is_empty() {
-            return Ok(());
-        }
         let tag = self.body.session.volume_tag();
         self.body.session = SessionId::random_of(tag, &mut self.target.context.entropy.fork());
-        self.create().await?;
+        match self.create().await {
+            // It may not write at all: it goes on without, as it began.
+            Err(error) if error.kind == StoreErrorKind::Denied && self.keys.is_empty() => return Ok(()),
+            created => created?,
+        }
         let superseded = self.keys.len().saturating_sub(2);
         let superseded: Vec<ObjectKey> = self.keys.drain(..superseded).collect();
         self.remove(&superseded).await;
@@ -65,14 +76,25 @@ impl Registration {
 
     /// Says that the reader has done.
     pub async fn end(self) {
-        self.remove(&self.keys).await;
+        let keys: Vec<ObjectKey> = self.keys.iter().chain(&self.lost).copied().collect();
+        self.remove(&keys).await;
     }
 
     async fn create(&mut self) -> StoreResult<()> {
         let key = ObjectKey::Inbox(self.body.session, InboxEntry::Reader);
         let context = &self.target.context;
         let bytes = Bytes::from(self.target.sealer.seal(&key, &self.body, &mut context.entropy.fork()));
-        context.store.put_if_absent(&key, bytes).await?;
+        // Before the answer: whoever waits for it may be gone by then.
+        self.lost.push(key);
+        if self.lost.len() > MAX_LOST {
+            self.lost.remove(0);
+        }
+        let created = context.store.put_if_absent(&key, bytes).await;
+        if created.as_ref().is_err_and(|error| error.kind == StoreErrorKind::Unavailable) {
+            return created.map(drop);
+        }
+        self.lost.retain(|lost| *lost != key);
+        created?;
         self.keys.push(key);
         Ok(())
     }

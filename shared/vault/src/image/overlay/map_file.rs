@@ -6,7 +6,7 @@
 //! Invariant: bits are only ever set, and written after the blocks they name were synced. So it does not matter how much
 //! of a page is written when the machine stops: each byte, old or new, tells the truth.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -65,8 +65,12 @@ pub fn open(path: &Path, owner: Owner, size_bytes: u64) -> VaultResult<(File, Ma
     }
     let io = |error| VaultError::io("opening", &map_path, error);
     let map = OpenOptions::new().read(true).write(true).open(&map_path).map_err(io)?;
-    if map.try_lock().is_err() {
-        return Err(VaultError::Unsafe(format!("{}: in use by another process", path.display())));
+    match map.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(VaultError::Unsafe(format!("{}: in use by another process", path.display())));
+        }
+        Err(TryLockError::Error(error)) => return Err(VaultError::io("locking", &map_path, error)),
     }
     check_head(&map, &map_path, owner, size_bytes)?;
     let written = load(&map, &map_path, size_bytes)?;
@@ -146,9 +150,17 @@ fn check_head(map: &File, path: &Path, owner: Owner, size_bytes: u64) -> VaultRe
 fn load(map: &File, path: &Path, size_bytes: u64) -> VaultResult<BlockSet> {
     let io = |error| VaultError::io("reading", path, error);
     let blocks = size_bytes.div_ceil(BLOCK_BYTES);
+    let pages = blocks.div_ceil(PAGE_BLOCKS);
+    // It has its length from the start: what is cut off would read as not written.
+    if map.metadata().map_err(io)?.len() != page_offset(pages) {
+        return Err(VaultError::Damaged(format!(
+            "{}: is not as long as it was made: it is damaged",
+            path.display()
+        )));
+    }
     let mut written = BlockSet::default();
     let mut number = 0;
-    while number < blocks.div_ceil(PAGE_BLOCKS) {
+    while number < pages {
         // Where there is a hole, nothing is written.
         match seek(map, SeekFrom::Data(page_offset(number))) {
             Ok(data) => number = number.max(data / PAGE_BYTES as u64 - 1),
@@ -186,6 +198,13 @@ fn open_data(path: &Path, size_bytes: u64, may_create: bool) -> VaultResult<File
     if len != size_bytes {
         if !may_create {
             return Err(lost(path, &format!("it has {len} bytes instead of {size_bytes}")));
+        }
+        // None, if the machine stopped between making it and giving it its length.
+        if len != 0 {
+            return Err(VaultError::Unsafe(format!(
+                "{}: exists, and is not the overlay that its .map belongs to. Give the name of a new file",
+                path.display()
+            )));
         }
         data.set_len(size_bytes).and_then(|()| data.sync_all()).map_err(io)?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));

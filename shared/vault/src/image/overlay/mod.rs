@@ -38,13 +38,16 @@ pub use map_file::Owner;
 pub const BLOCK_BYTES: u64 = 4096;
 /// Parts of one read that are read at once.
 const PARTS_AT_ONCE: usize = 16;
+/// Parts that a question for runs looks at. Whoever wants more asks again.
+const MAX_PARTS_OF_RUNS: usize = 1024;
 
 /// A backup that can be written to, at a price of local space for what is written.
 #[derive(Debug)]
 pub struct WritableImage {
     base: BackupImage,
     overlay: Arc<Overlay>,
-    flushing: tokio::sync::Mutex<()>,
+    /// Held by a flush until it is done, also when nobody waits for it any more.
+    flushing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The local files.
@@ -101,9 +104,7 @@ impl WritableImage {
     /// Closes the backup again where there is no overlay to put over it.
     async fn over(base: BackupImage, overlay: VaultResult<Overlay>) -> VaultResult<Self> {
         match overlay {
-            Ok(overlay) => {
-                Ok(Self { base, overlay: Arc::new(overlay), flushing: tokio::sync::Mutex::default() })
-            }
+            Ok(overlay) => Ok(Self { base, overlay: Arc::new(overlay), flushing: Arc::default() }),
             Err(error) => {
                 base.close().await;
                 Err(error)
@@ -127,7 +128,7 @@ impl WritableImage {
     /// As [`BackupImage::read`]; `Io`.
     pub async fn read(&self, range: Range<u64>) -> Result<Vec<Piece>, ImageError> {
         self.base.check(&range)?;
-        let parts = self.overlay.parts(&range);
+        let parts = self.overlay.parts(&range, usize::MAX);
         let read = async |(part, written): (Range<u64>, bool)| {
             if written {
                 self.overlay.read(part).await.map(|piece| vec![piece])
@@ -187,8 +188,14 @@ impl WritableImage {
     /// # Errors
     /// `Io`, and then always.
     pub async fn flush(&self) -> Result<(), ImageError> {
-        let _one_at_a_time = self.flushing.lock().await;
-        self.overlay.run(Overlay::flush).await
+        let one_at_a_time = Arc::clone(&self.flushing).lock_owned().await;
+        self.overlay
+            .run(move |overlay| {
+                // Two at once could write a page of the map in the wrong order, or take each other's errors.
+                let _until_done = one_at_a_time;
+                overlay.flush()
+            })
+            .await
     }
 
     /// Begins to fetch a range.
@@ -206,7 +213,7 @@ impl WritableImage {
     pub async fn runs(&self, range: Range<u64>, max_runs: usize) -> Result<Vec<Run>, ImageError> {
         self.base.check(&range)?;
         let mut runs = Vec::new();
-        for (part, written) in self.overlay.parts(&range) {
+        for (part, written) in self.overlay.parts(&range, MAX_PARTS_OF_RUNS) {
             let len = part.end - part.start;
             let found = if written {
                 self.overlay.run(move |overlay| overlay.runs(part)).await?
@@ -329,7 +336,13 @@ impl Overlay {
         let mut runs = Vec::new();
         let mut at = range.start;
         while at < range.end {
-            let data = seek(&self.data, SeekFrom::Data(at)).unwrap_or(range.end).clamp(at, range.end);
+            let data = match seek(&self.data, SeekFrom::Data(at)) {
+                Ok(data) => data.clamp(at, range.end),
+                // No data from here on.
+                Err(rustix::io::Errno::NXIO) => range.end,
+                // Not known: what is called a hole is not read.
+                Err(_) => at,
+            };
             if data > at {
                 push_run(&mut runs, Run { len: data - at, hole: true });
             }
@@ -343,12 +356,12 @@ impl Overlay {
         Ok(runs)
     }
 
-    /// Cuts a range into what is in the overlay (`true`) and what is not.
-    fn parts(&self, range: &Range<u64>) -> Vec<(Range<u64>, bool)> {
+    /// Cuts a range into what is in the overlay (`true`) and what is not: its first `max` parts.
+    fn parts(&self, range: &Range<u64>, max: usize) -> Vec<(Range<u64>, bool)> {
         let written = self.written.read().unwrap_or_else(PoisonError::into_inner);
         let mut parts = Vec::new();
         let mut at = range.start;
-        while at < range.end {
+        while at < range.end && parts.len() < max {
             let (end, is_written) = written.run(at / BLOCK_BYTES, range.end.div_ceil(BLOCK_BYTES));
             let end = range.end.min(end * BLOCK_BYTES);
             parts.push((at..end, is_written));
