@@ -49,6 +49,10 @@ pub struct Climate {
     pub crowded: bool,
     /// Whether backups are restored as soon as they are there, and removed as soon as they are being restored.
     pub chasing: bool,
+    /// Whether volumes change in a few blocks each time, so that packs are used in part.
+    pub frayed: bool,
+    /// Whether index objects are lost all the time, and nobody notices.
+    pub careless: bool,
     /// Packs less used than one of these are rewritten, for each collection.
     pub below_percent: &'static [u8],
     /// How long things are left to whoever may want them: one of these, for each collection.
@@ -78,6 +82,8 @@ impl Climate {
             patient: chance.yes(0.5),
             crowded: false,
             chasing: false,
+            frayed: false,
+            careless: false,
             below_percent: &[50],
             graces: GRACES,
         }
@@ -94,6 +100,8 @@ impl Climate {
             Temper::Slow => (&[1, 4], &[0.0, 0.02], &[0.0, 0.1, 0.3], &[0.3]),
             Temper::Halting => (&[1, 4], &[0.0], &[0.01, 0.03, 0.1], &[0.05, 0.2]),
         };
+        // One that finds packs that nobody needs, and takes its time to condemn them.
+        let hunting = shared.chasing && temper == Temper::Halting;
         Self {
             pace: SECOND * *chance.pick(paces).unwrap_or(&1),
             kills: share(if temper == Temper::Slow { &[0.0, 0.3, 0.5] } else { &[0.0, 0.0, 0.3] }),
@@ -103,12 +111,16 @@ impl Climate {
                 stalls: share(stalls),
                 // No longer than others are at work.
                 longest_stall: SECOND * *chance.pick(&[5, 15, 60]).unwrap_or(&15),
-                root_stalls: share(root_stalls),
+                root_stalls: if hunting { 0.05 } else { share(root_stalls) },
+                list_stalls: if hunting { 0.5 } else { 0.0 },
+                copy_stalls: if shared.frayed && temper == Temper::Halting { 0.5 } else { 0.0 },
                 lock: shared.lock,
             },
             patient: shared.patient,
             crowded: true,
             chasing: shared.chasing,
+            frayed: shared.frayed,
+            careless: shared.careless,
             below_percent: match temper {
                 Temper::Slow | Temper::Halting => &[90],
                 Temper::Any | Temper::Quick => shared.below_percent,
@@ -125,6 +137,10 @@ pub struct Shared {
     pub patient: bool,
     /// Of [`Climate`].
     pub chasing: bool,
+    /// Of [`Climate`].
+    pub frayed: bool,
+    /// Of [`Climate`].
+    pub careless: bool,
     /// Of [`Climate`], of those who are quick: they leave some to the slow ones.
     pub below_percent: &'static [u8],
     /// Of [`Climate`].
@@ -183,6 +199,8 @@ impl Person {
             patient: true,
             crowded: false,
             chasing: false,
+            frayed: false,
+            careless: false,
             below_percent: &[50],
             graces: GRACES,
         };
@@ -253,7 +271,7 @@ impl Person {
             self.rest().await;
             let which = chance.below(volumes.len());
             let (Some(content), Some(volume)) = (contents.get_mut(which), volumes.get(which)) else { return };
-            if self.climate.crowded && chance.yes(0.6) {
+            if self.climate.crowded && !self.climate.frayed && chance.yes(0.6) {
                 // All of it is inherited, or none.
                 if chance.yes(0.5) {
                     *content = Volume::draw(chance);
@@ -337,7 +355,11 @@ impl Person {
             for (_, backup) in self.world.watch().root.backups() {
                 if backup.is_live() { live.push(backup.id) } else { trashed.push(backup.id) }
             }
-            let job = if hunted.is_some() { 0 } else { chance.below(20) };
+            let job = match hunted {
+                Some(_) => 0,
+                None if self.climate.careless && chance.yes(0.4) => 19,
+                None => chance.below(20),
+            };
             match job {
                 0..10 => {
                     let mut ids: Vec<BackupId> = chance.pick(&live).into_iter().copied().collect();
@@ -387,7 +409,11 @@ impl Person {
         let lost = {
             let mut watch = self.world.watch();
             let indexes = watch.root.indexes.clone();
-            let share = if self.climate.crowded { 0.1 } else { 0.5 };
+            let share = match (self.climate.careless, self.climate.crowded) {
+                (true, _) => 1.0,
+                (false, true) => 0.1,
+                (false, false) => 0.5,
+            };
             let lost = self.world.chance.pick(&indexes).filter(|_| self.world.chance.yes(share)).copied();
             if let Some(index) = lost {
                 watch.vandalise(&self.world, index.id);
@@ -396,7 +422,7 @@ impl Person {
         };
         self.world.tell(|| format!("index object lost: {lost:?}"));
         // Whoever lost it has not noticed.
-        if lost.is_some() && self.world.chance.yes(0.5) {
+        if self.climate.careless || lost.is_some() && self.world.chance.yes(0.5) {
             return;
         }
         let (target, actor) = self.begin(Job::Rebuild);

@@ -131,23 +131,32 @@ async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
 async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     let chance = &world.chance;
     let plot = chance.pick(Plot::ALL).copied().unwrap_or(Plot::Anybody);
-    let halting = matches!(plot, Plot::HaltingCollector | Plot::HaltingHosts);
+    let halting = matches!(plot, Plot::HaltingCollector | Plot::HaltingHosts | Plot::Frayed | Plot::Careless);
     let shared = Shared {
         patient: match plot {
             Plot::Anybody | Plot::SlowCollector | Plot::HaltingCollector => chance.yes(0.3),
-            Plot::SlowHosts | Plot::HaltingHosts | Plot::AllSlow => false,
+            Plot::SlowHosts | Plot::HaltingHosts | Plot::AllSlow | Plot::Frayed | Plot::Careless => false,
             Plot::SlowRestorers | Plot::Chase => true,
         },
         chasing: plot == Plot::Chase,
+        frayed: plot == Plot::Frayed,
+        careless: plot == Plot::Careless,
         below_percent: match plot {
             // What they leave to the one that halts.
             Plot::HaltingCollector => chance.pick(&CROWDED_BELOW_PERCENT[..3]),
+            Plot::Frayed => Some(&CROWDED_BELOW_PERCENT[2]),
             _ => chance.pick(CROWDED_BELOW_PERCENT),
         }
         .copied()
         .unwrap_or_default(),
-        graces: chance.pick(CROWDED_GRACES).copied().unwrap_or_default(),
+        graces: match plot {
+            Plot::Frayed | Plot::Careless => CROWDED_GRACES.first(),
+            _ => chance.pick(CROWDED_GRACES),
+        }
+        .copied()
+        .unwrap_or_default(),
         lock: match chance.below(4) {
+            _ if matches!(plot, Plot::Frayed | Plot::Careless) => Duration::ZERO,
             0 | 1 => Duration::ZERO,
             2 => Duration::from_secs(chance.between(5, 120)),
             // Longer than all of it takes: what is doomed stays so, and nothing is forgotten.
@@ -168,13 +177,18 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     };
     let slow_if = |slow: bool| if slow { Temper::Slow } else { others };
     // The more there is for them to come across, the longer it goes on.
-    let times = if halting { 2 } else { 1 };
+    let times = match plot {
+        Plot::Chase => 3,
+        _ if halting => 2,
+        _ => 1,
+    };
     let mut everybody = JoinSet::new();
     let mut all = Vec::new();
     for host in 0..chance.between(1, 3) {
         let volumes = vec![format!("v{host}0")];
         all.extend(volumes.clone());
-        let cache = chance.yes(0.3).then(|| scratch.join(format!("host{host}")));
+        let cached = plot == Plot::Careless || chance.yes(0.3);
+        let cache = cached.then(|| scratch.join(format!("host{host}")));
         let temper = match plot {
             Plot::HaltingHosts => Temper::Halting,
             _ => slow_if(slow_hosts || (plot == Plot::Chase && host == 0)),
@@ -184,11 +198,21 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     }
     for number in 0..chance.between(2, 3) {
         let temper = match plot {
-            Plot::HaltingCollector if number == 0 => Temper::Halting,
+            Plot::HaltingCollector | Plot::Frayed if number == 0 => Temper::Halting,
+            // Slow ones seldom get far enough.
+            Plot::Chase if number == 0 && chance.yes(0.7) => Temper::Halting,
             Plot::SlowCollector | Plot::Chase => slow_if(number == 0),
             _ => slow_if(number == 0 && chance.yes(0.3)),
         };
-        let person = somebody(format!("collector{number}"), temper);
+        let name = format!("collector{number}");
+        let person = if plot == Plot::Careless {
+            // What is lost is lost before it is counted.
+            let climate =
+                Climate { pace: Duration::from_secs(60), ..Climate::draw_in_crowd(world, temper, &shared) };
+            Person::new(world, &climate, name)
+        } else {
+            somebody(name, temper)
+        };
         everybody.spawn_local(person.collector(chance.between(5, 12) * times));
     }
     for number in 0..chance.between(1, 2) {
@@ -199,7 +223,8 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     let restorers = if shared.patient { 3 } else { 1 };
     for number in 0..restorers {
         let person = somebody(format!("restorer{number}"), slow_if(shared.patient));
-        everybody.spawn_local(person.restorer(chance.between(2, 8)));
+        everybody
+            .spawn_local(person.restorer(chance.between(2, 8) * if plot == Plot::Chase { times } else { 1 }));
     }
     see_through(world, everybody).await;
     all
@@ -216,6 +241,10 @@ enum Plot {
     Chase,
     HaltingCollector,
     HaltingHosts,
+    /// A collector that halts while it rewrites packs that are used in part.
+    Frayed,
+    /// Index objects go missing, and hosts have them in their caches.
+    Careless,
 }
 
 impl Plot {
@@ -228,6 +257,8 @@ impl Plot {
         Self::Chase,
         Self::HaltingCollector,
         Self::HaltingHosts,
+        Self::Frayed,
+        Self::Careless,
     ];
 }
 

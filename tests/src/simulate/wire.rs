@@ -33,6 +33,11 @@ pub struct Line {
     pub longest_stall: Duration,
     /// Share of the reads of the root that stall besides: between what somebody has looked up and what he decides.
     pub root_stalls: f64,
+    /// Share of the listings of the inbox that stall besides, after they were made: between what a collector knows of
+    /// readers and what it condemns.
+    pub list_stalls: f64,
+    /// Share of the packs that stall when they are written, besides: for a collector, in the middle of rewriting.
+    pub copy_stalls: f64,
     /// For so long after it was written, nothing that a commit can name may be deleted, as under S3 Object Lock.
     pub lock: Duration,
 }
@@ -45,6 +50,8 @@ impl Line {
         stalls: 0.0,
         longest_stall: Duration::ZERO,
         root_stalls: 0.0,
+        list_stalls: 0.0,
+        copy_stalls: 0.0,
         lock: Duration::ZERO,
     };
 }
@@ -164,6 +171,13 @@ impl ObjectStore for Wire {
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
+        let chance = &self.world.chance;
+        if matches!(key, ObjectKey::Pack(_))
+            && self.line.copy_stalls > 0.0
+            && chance.yes(self.line.copy_stalls)
+        {
+            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        }
         let (world, actor, key) = (Arc::clone(&self.world), Arc::clone(&self.actor), *key);
         let effect = async move {
             let put = world.store.put_if_absent(&key, bytes.clone()).await;
@@ -189,7 +203,13 @@ impl ObjectStore for Wire {
     }
 
     async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
-        self.ask(Operation::List, &prefix.to_string(), self.world.store.list(prefix, start_after)).await
+        let listed =
+            self.ask(Operation::List, &prefix.to_string(), self.world.store.list(prefix, start_after)).await;
+        let chance = &self.world.chance;
+        if prefix == KeyPrefix::Inbox && self.line.list_stalls > 0.0 && chance.yes(self.line.list_stalls) {
+            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        }
+        listed
     }
 
     async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
