@@ -95,6 +95,14 @@ impl Wire {
         fate
     }
 
+    /// Stalls with a probability, beside what happens to each request.
+    async fn stall(&self, share: f64) {
+        let chance = &self.world.chance;
+        if share > 0.0 && chance.yes(share) {
+            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        }
+    }
+
     /// Sends a request that changes nothing: who is gone does not need it.
     async fn ask<T>(
         &self,
@@ -152,9 +160,8 @@ impl fmt::Debug for Wire {
 #[async_trait]
 impl ObjectStore for Wire {
     async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        let chance = &self.world.chance;
-        if *key == ObjectKey::Root && self.line.root_stalls > 0.0 && chance.yes(self.line.root_stalls) {
-            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        if *key == ObjectKey::Root {
+            self.stall(self.line.root_stalls).await;
         }
         let effect = async {
             let got = self.world.store.get(key, max_bytes).await;
@@ -171,12 +178,8 @@ impl ObjectStore for Wire {
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        let chance = &self.world.chance;
-        if matches!(key, ObjectKey::Pack(_))
-            && self.line.copy_stalls > 0.0
-            && chance.yes(self.line.copy_stalls)
-        {
-            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        if matches!(key, ObjectKey::Pack(_)) {
+            self.stall(self.line.copy_stalls).await;
         }
         let (world, actor, key) = (Arc::clone(&self.world), Arc::clone(&self.actor), *key);
         let effect = async move {
@@ -205,9 +208,8 @@ impl ObjectStore for Wire {
     async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
         let listed =
             self.ask(Operation::List, &prefix.to_string(), self.world.store.list(prefix, start_after)).await;
-        let chance = &self.world.chance;
-        if prefix == KeyPrefix::Inbox && self.line.list_stalls > 0.0 && chance.yes(self.line.list_stalls) {
-            sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        if prefix == KeyPrefix::Inbox {
+            self.stall(self.line.list_stalls).await;
         }
         listed
     }

@@ -155,24 +155,19 @@ impl ChunkSource {
     /// What the index says, as known at `since` or later.
     async fn finder(&self, since: TimestampMs) -> VaultResult<(TimestampMs, Arc<ChunkFinder>)> {
         let mut elsewhere = self.elsewhere.lock().await;
-        if let Some((known, finder)) = elsewhere.as_ref().filter(|(known, _)| *known >= since) {
-            return Ok((*known, Arc::clone(finder)));
-        }
-        // Nothing to be read again as long as the root lists the same.
-        let finder = match elsewhere.take() {
-            Some((known, finder)) => {
-                let head = self.target.head().await;
-                *elsewhere = Some((known, Arc::clone(&finder)));
-                let head = head?;
-                let same = head.root.indexes.iter().map(|listed| &listed.id).eq(finder.indexes());
-                same.then_some(finder)
+        if let Some((known, finder)) = elsewhere.as_mut() {
+            if *known < since {
+                let head = self.target.head().await?;
+                // Nothing to be read again as long as the root lists the same.
+                if head.root.indexes.iter().map(|listed| &listed.id).eq(finder.indexes()) {
+                    *known = self.target.context.clock.now();
+                }
             }
-            None => None,
-        };
-        let finder = match finder {
-            Some(finder) => finder,
-            None => Arc::new(ChunkFinder::load(&self.target).await?),
-        };
+            if *known >= since {
+                return Ok((*known, Arc::clone(finder)));
+            }
+        }
+        let finder = Arc::new(ChunkFinder::load(&self.target).await?);
         // Reading all of it may take longer than it is good for: its time counts from here.
         let known = self.target.context.clock.now();
         *elsewhere = Some((known, Arc::clone(&finder)));
