@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use strongroom_catalog::retention::Rate;
 use strongroom_format::chunker::ChunkerParams;
+use strongroom_vault::restore::DEFAULT_FETCHES;
 
 use crate::version;
 
@@ -299,7 +300,7 @@ pub struct RestoreArgs {
     #[arg(long)]
     pub overwrite: bool,
     /// Requests at once
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FETCHES, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub fetches: u16,
 }
 
@@ -323,7 +324,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
     pub cache: u64,
     /// Requests at once, for clients and for reading ahead each
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FETCHES, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub fetches: u16,
 }
 

@@ -11,15 +11,13 @@ use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_format::ids::RunId;
 use strongroom_vault::backup::{BackupOptions, Source, backup_through};
 use strongroom_vault::dedup::DedupLimits;
-use strongroom_vault::restore::{RestoreOptions, restore_to_path};
+use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions, restore_to_path};
 use strongroom_vault::verify::{Depth, verify};
 use strongroom_vault::{Progress, VaultError, VaultResult};
 use tracing::warn;
 
 use super::{Agent, hooks};
 
-/// Requests of a restore at once.
-const FETCHES: usize = 6;
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
 
@@ -122,7 +120,7 @@ impl Agent {
         let options = RestoreOptions {
             host: self.settings.host(),
             range: range.map(|(start, end)| start..end),
-            fetches: FETCHES,
+            fetches: usize::from(DEFAULT_FETCHES),
             overwrite,
         };
         let report = restore_to_path(&target, entry.id, &destination, &options, progress).await?;

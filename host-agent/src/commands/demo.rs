@@ -18,7 +18,7 @@ use strongroom_vault::backup::{BackupOptions, Source, backup};
 use strongroom_vault::collect::{self, CollectOptions};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::remove::{RetentionRequest, run_retention};
-use strongroom_vault::restore::{RestoreOptions, restore_to_path};
+use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions, restore_to_path};
 use strongroom_vault::target::{InitOptions, init};
 use strongroom_vault::verify::{Depth, verify};
 use strongroom_vault::{Context, Entropy, Progress, Target, VaultError, VaultResult};
@@ -115,7 +115,12 @@ impl Demo {
         let kept = self.latest().await?;
         self.begin_step();
         let restored = self.folder.join("restored.img");
-        let options = RestoreOptions { host: "demo".to_owned(), range: None, fetches: 6, overwrite: false };
+        let options = RestoreOptions {
+            host: "demo".to_owned(),
+            range: None,
+            fetches: usize::from(DEFAULT_FETCHES),
+            overwrite: false,
+        };
         self.progress = Arc::new(Progress::default());
         let report = restore_to_path(&self.target, kept, &restored, &options, &self.progress).await?;
         self.step("restore", report.fetched_bytes, 0, "every chunk verified");

@@ -40,6 +40,9 @@ const CHUNKS_PER_PLAN: usize = 32 << 10;
 /// Bytes of a stream put together in memory at a time.
 const STREAM_STRETCH_BYTES: u64 = 64 << 20;
 
+/// Requests at once where nothing else is asked for: as many as stay below 256 MiB of memory with all else.
+pub const DEFAULT_FETCHES: u16 = 12;
+
 /// How to restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {

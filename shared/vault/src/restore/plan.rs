@@ -11,8 +11,9 @@ use strongroom_format::segment::ChunkRef;
 
 /// Frames this near to each other are fetched with one request: the gap costs less than another request.
 const MAX_GAP_BYTES: u64 = 128 << 10;
-/// The most one request fetches; bounds memory together with the number of requests at once.
-const MAX_READ_BYTES: u64 = 8 << 20;
+/// The most one request fetches; bounds memory together with the number of requests at once. Many short ones hide the time
+/// that a store takes to answer better than few long ones of the same memory (docs/decisions.md, "Measured").
+const MAX_READ_BYTES: u64 = 4 << 20;
 
 /// A chunk to restore, and where to.
 #[derive(Debug, Clone)]
