@@ -27,6 +27,11 @@ pub const FRAME_OVERHEAD: usize = NONCE_LEN + 1 + TAG_LEN;
 /// The longest frame: an incompressible chunk of the greatest length.
 pub const MAX_FRAME_BYTES: usize = MAX_CHUNK_BYTES + FRAME_OVERHEAD;
 
+/// Where the payload lies in a sealer's buffer: after the chunk's id.
+const PAYLOAD_START: usize = 32;
+/// Where the frame lies there: its nonce takes the end of what was the id's.
+const FRAME_START: usize = PAYLOAD_START - NONCE_LEN;
+
 /// The hash of a chunk's plaintext. Knowing it is as good as knowing the chunk: never stored, never logged.
 #[derive(Clone)]
 pub struct PlaintextHash(blake3::Hash);
@@ -60,6 +65,8 @@ pub struct FrameSealer {
     key_secret: Secret32,
     nonce_key: Secret32,
     compressor: zstd::bulk::Compressor<'static>,
+    /// The frame, with so much room before it that the chunk's id fits before the payload.
+    buffer: Vec<u8>,
 }
 
 impl std::fmt::Debug for FrameSealer {
@@ -81,6 +88,7 @@ impl FrameSealer {
             key_secret: secrets.chunk_key_secret(),
             nonce_key: secrets.frame_nonce_key(),
             compressor,
+            buffer: Vec::new(),
         })
     }
 
@@ -94,27 +102,29 @@ impl FrameSealer {
         Secret32::from_bytes(*blake3::keyed_hash(self.key_secret.expose(), hash.0.as_bytes()).as_bytes())
     }
 
-    /// Appends the frame of a chunk to `out` and returns its length.
-    pub fn seal(&mut self, id: &ChunkId, key: &Secret32, plaintext: &[u8], out: &mut Vec<u8>) -> usize {
-        let start = out.len();
-        out.resize(start + NONCE_LEN, 0);
-        self.encode(plaintext, out);
-        let payload_start = start + NONCE_LEN;
-        let nonce = frame_nonce(&self.nonce_key, id, &out[payload_start..]);
-        out[start..payload_start].copy_from_slice(&nonce);
+    /// Makes the frame of a chunk.
+    pub fn seal(&mut self, id: &ChunkId, key: &Secret32, plaintext: &[u8]) -> &[u8] {
+        // What the nonce is derived from lies in one piece: BLAKE3 hashes that in parallel, and a short first part with what
+        // follows it mostly one block at a time.
+        self.buffer.clear();
+        self.buffer.extend_from_slice(id.as_bytes());
+        self.encode(plaintext);
+        let nonce = frame_nonce(&self.nonce_key, &self.buffer);
+        self.buffer[FRAME_START..PAYLOAD_START].copy_from_slice(&nonce);
         let tag = XChaCha20Poly1305::new(key.expose().into())
             .encrypt_inout_detached(
                 &XNonce::from(nonce),
                 &frame_associated_data(id, plaintext.len()),
-                InOutBuf::from(&mut out[payload_start..]),
+                InOutBuf::from(&mut self.buffer[PAYLOAD_START..]),
             )
             .expect("chunks are far below the cipher's limit of 256 GiB");
-        out.extend_from_slice(&tag);
-        out.len() - start
+        self.buffer.extend_from_slice(&tag);
+        &self.buffer[FRAME_START..]
     }
 
     /// Appends the encoding byte and the payload; compressed only where that is shorter.
-    fn encode(&mut self, plaintext: &[u8], out: &mut Vec<u8>) {
+    fn encode(&mut self, plaintext: &[u8]) {
+        let out = &mut self.buffer;
         let start = out.len();
         out.push(ENCODING_ZSTD);
         // Room for as much as the plaintext: zstd gives up where it needs more.
@@ -207,11 +217,12 @@ pub fn open_frame(
     FrameOpener::new(namer.clone())?.open(id, key, plaintext_len, frame)
 }
 
-fn frame_nonce(nonce_key: &Secret32, id: &ChunkId, payload: &[u8]) -> [u8; NONCE_LEN] {
-    let mut hasher = blake3::Hasher::new_keyed(nonce_key.expose());
-    hasher.update(id.as_bytes()).update(payload);
+/// Derives a nonce: the first bytes of keyed-BLAKE3 of `id ‖ payload`. Those of its extended output are the same (BLAKE3,
+/// section 2.6).
+fn frame_nonce(nonce_key: &Secret32, id_and_payload: &[u8]) -> [u8; NONCE_LEN] {
+    let hash = blake3::keyed_hash(nonce_key.expose(), id_and_payload);
     let mut nonce = [0; NONCE_LEN];
-    hasher.finalize_xof().fill(&mut nonce);
+    nonce.copy_from_slice(&hash.as_bytes()[..NONCE_LEN]);
     nonce
 }
 

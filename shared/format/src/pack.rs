@@ -134,11 +134,25 @@ impl PackBuilder {
         sealer: &Sealer,
         rng: &mut impl CryptoRng,
     ) -> BuiltPack {
+        self.finish_into(Vec::new(), pack, writer, session, sealer, rng)
+    }
+
+    /// Does the same in `bytes`, whose contents are dropped, and is empty afterwards: both have their memory for the next pack.
+    pub fn finish_into(
+        &mut self,
+        mut bytes: Vec<u8>,
+        pack: PackId,
+        writer: &str,
+        session: SessionId,
+        sealer: &Sealer,
+        rng: &mut impl CryptoRng,
+    ) -> BuiltPack {
         // Fisher-Yates: frame sizes in order would tell of the file they came from.
         for i in (1..self.entries.len()).rev() {
             self.entries.swap(i, rng.random_range(0..=i));
         }
-        let mut bytes = Vec::with_capacity(
+        bytes.clear();
+        bytes.reserve(
             codec::usize_of(codec::padme((HEADER_LEN + self.frames.len()) as u64))
                 + 64 * self.entries.len()
                 + 1024,
@@ -155,6 +169,8 @@ impl PackBuilder {
             });
             bytes.extend_from_slice(&self.frames[entry.start..entry.start + entry.frame_len as usize]);
         }
+        self.frames.clear();
+        self.entries.clear();
         let frames_end = bytes.len();
         bytes.resize(codec::usize_of(codec::padme(frames_end as u64)), 0);
         rng.fill_bytes(&mut bytes[frames_end..]);

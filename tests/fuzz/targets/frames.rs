@@ -54,8 +54,7 @@ fuzz_target!(|input: Input| {
             let hash = PlaintextHash::of(&plain);
             let Ok(mut sealer) = FrameSealer::new(&WORLD.secrets.ingest, level.into()) else { return };
             (id, plaintext_len) = (sealer.id(&hash), plain.len());
-            let mut frame = Vec::new();
-            sealer.seal(&id, &key, &plain, &mut frame);
+            let frame = sealer.seal(&id, &key, &plain).to_vec();
             honest = Some(plain);
             frame
         }

@@ -89,9 +89,7 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
     for plain in [b"first chunk".repeat(20), b"second".to_vec()] {
         let hash = PlaintextHash::of(&plain);
         let (id, key) = (frames.id(&hash), frames.chunk_key(&hash));
-        let mut frame = Vec::new();
-        frames.seal(&id, &key, &plain, &mut frame);
-        packs.push(id, u32::try_from(plain.len()).expect("short"), &frame);
+        packs.push(id, u32::try_from(plain.len()).expect("short"), frames.seal(&id, &key, &plain));
     }
     let session = SessionId::from_bytes([6; 16]);
     let pack = packs.finish(PACK, "host", session, sealer, rng);

@@ -22,7 +22,11 @@ struct Talk {
 enum Data {
     Raw(Vec<u8>),
     /// A name and items behind it, with counts and lengths that may lie.
-    Named { name: String, count: u32, items: Vec<(Option<u32>, String)> },
+    Named {
+        name: String,
+        count: u32,
+        items: Vec<(Option<u32>, String)>,
+    },
 }
 
 impl Data {

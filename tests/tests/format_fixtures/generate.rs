@@ -286,9 +286,7 @@ impl Generator {
             for plain in chunks {
                 let hash = PlaintextHash::of(plain);
                 let (id, key) = (sealer.id(&hash), sealer.chunk_key(&hash));
-                let mut frame = Vec::new();
-                sealer.seal(&id, &key, plain, &mut frame);
-                builder.push(id, u32::try_from(plain.len()).unwrap(), &frame);
+                builder.push(id, u32::try_from(plain.len()).unwrap(), sealer.seal(&id, &key, plain));
             }
             let pack = self.sealer.pack_name(session, number);
             let pack = builder.finish(pack, "host-a", session, &self.sealer, &mut self.rng);

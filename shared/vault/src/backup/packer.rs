@@ -6,10 +6,11 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use strongroom_format::ids::{ChunkId, SessionId};
-use strongroom_format::pack::{BuiltPack, PackBuilder};
+use strongroom_format::pack::{PackBuilder, PackDirectory};
 use strongroom_format::seal::Sealer;
 use tokio::sync::mpsc;
 
@@ -25,9 +26,50 @@ pub struct Packer {
     sealer: Sealer,
     entropy: Entropy,
     open: Mutex<PackBuilder>,
+    /// Builders that were used and are empty.
+    spare: Mutex<Vec<PackBuilder>>,
+    buffers: Arc<Buffers>,
     next_pack: AtomicU32,
     on_their_way: Arc<OnTheirWay>,
-    uploads: mpsc::Sender<BuiltPack>,
+    uploads: mpsc::Sender<ReadyPack>,
+}
+
+/// A pack to be uploaded.
+#[derive(Debug)]
+pub struct ReadyPack {
+    /// The object.
+    pub bytes: Bytes,
+    /// What it holds.
+    pub directory: PackDirectory,
+}
+
+/// The memory of packs that were uploaded, for those that come: new memory would be cleared by the kernel page by page.
+/// There is as much as was once on its way at the same time.
+#[derive(Debug, Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    fn lock(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A pack in a buffer that goes back when nobody needs it any more.
+struct Lent {
+    bytes: Vec<u8>,
+    home: Arc<Buffers>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.home.lock().push(std::mem::take(&mut self.bytes));
+    }
 }
 
 /// The chunks that are claimed and not yet uploaded.
@@ -43,7 +85,7 @@ impl OnTheirWay {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<ChunkId>> {
+    fn lock(&self) -> MutexGuard<'_, HashSet<ChunkId>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,10 +114,12 @@ impl Packer {
         sealer: Sealer,
         entropy: Entropy,
         on_their_way: Arc<OnTheirWay>,
-        uploads: mpsc::Sender<BuiltPack>,
+        uploads: mpsc::Sender<ReadyPack>,
     ) -> Self {
         Self {
             pack_bytes: pack_bytes as usize,
+            spare: Mutex::default(),
+            buffers: Arc::default(),
             writer: writer.to_owned(),
             session,
             sealer,
@@ -106,7 +150,7 @@ impl Packer {
         let full = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             let is_full = !open.is_empty() && !open.has_room(frame.len(), self.pack_bytes);
-            let full = is_full.then(|| std::mem::take(&mut *open));
+            let full = is_full.then(|| std::mem::replace(&mut *open, self.empty_builder()));
             open.push(id, plain_len, frame);
             full
         };
@@ -125,10 +169,22 @@ impl Packer {
         if open.is_empty() { Ok(()) } else { self.close(open).await }
     }
 
-    async fn close(&self, builder: PackBuilder) -> Result<(), Stopped> {
+    async fn close(&self, mut builder: PackBuilder) -> Result<(), Stopped> {
         let mut rng = self.entropy.fork();
         let pack = self.sealer.pack_name(self.session, self.next_pack.fetch_add(1, Ordering::Relaxed));
-        let built = builder.finish(pack, &self.writer, self.session, &self.sealer, &mut rng);
-        self.uploads.send(built).await.map_err(|_| Stopped)
+        let buffer = self.buffers.lock().pop().unwrap_or_default();
+        let built = builder.finish_into(buffer, pack, &self.writer, self.session, &self.sealer, &mut rng);
+        self.spare().push(builder);
+        let lent = Lent { bytes: built.bytes, home: Arc::clone(&self.buffers) };
+        let ready = ReadyPack { bytes: Bytes::from_owner(lent), directory: built.directory };
+        self.uploads.send(ready).await.map_err(|_| Stopped)
+    }
+
+    fn empty_builder(&self) -> PackBuilder {
+        self.spare().pop().unwrap_or_else(|| PackBuilder::with_capacity(self.pack_bytes))
+    }
+
+    fn spare(&self) -> MutexGuard<'_, Vec<PackBuilder>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

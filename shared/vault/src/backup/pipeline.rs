@@ -208,35 +208,26 @@ fn work_off(
 struct Worker<'a> {
     work: &'a Work,
     sealer: FrameSealer,
-    frame: Vec<u8>,
 }
 
 impl<'a> Worker<'a> {
     fn new(work: &'a Work) -> VaultResult<Self> {
         let sealer = FrameSealer::new(work.target.ingest()?, work.zstd_level)
             .map_err(|problem| problem.of("the target's settings"))?;
-        Ok(Self { work, sealer, frame: Vec::new() })
+        Ok(Self { work, sealer })
     }
 
     async fn region(&mut self, region: u64, read: RegionRead, buffer: &[u8]) -> VaultResult<Done> {
         let finished = match read {
             RegionRead::Hole(_) => Done::Source(region, RegionSource::Zeros),
-            RegionRead::Bytes => {
-                work_region(self.work, region, buffer, &mut self.sealer, &mut self.frame).await?
-            }
+            RegionRead::Bytes => work_region(self.work, region, buffer, &mut self.sealer).await?,
         };
         self.work.progress.done_bytes.fetch_add(read_len(read, buffer), Relaxed);
         Ok(finished)
     }
 }
 
-async fn work_region(
-    work: &Work,
-    region: u64,
-    bytes: &[u8],
-    sealer: &mut FrameSealer,
-    frame: &mut Vec<u8>,
-) -> VaultResult<Done> {
+async fn work_region(work: &Work, region: u64, bytes: &[u8], sealer: &mut FrameSealer) -> VaultResult<Done> {
     let parent = match &work.parent {
         Some(parent) => parent.list(region).await,
         None => None,
@@ -250,7 +241,7 @@ async fn work_region(
         |source: RegionSource| work.parent.as_ref().is_some_and(|parent| parent.may_inherit(source));
     Ok(match outcome {
         Outcome::Zeros => Done::Source(region, RegionSource::Zeros),
-        Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer, frame).await?),
+        Outcome::Changed(cuts) => Done::List(region, store(work, bytes, cuts, sealer).await?),
         Outcome::Unchanged => {
             let extents = hints.unwrap_or_default();
             match parent.as_ref().map(|(source, _)| *source).filter(|source| inherit(*source)) {
@@ -259,7 +250,7 @@ async fn work_region(
                     Done::Source(region, source)
                 }
                 // Its segment is to be left: the same list goes into a new one, with keys made from the bytes read.
-                None => Done::List(region, store(work, bytes, known(extents, bytes), sealer, frame).await?),
+                None => Done::List(region, store(work, bytes, known(extents, bytes), sealer).await?),
             }
         }
     })
@@ -294,7 +285,6 @@ async fn store(
     bytes: &[u8],
     cuts: Vec<Cut>,
     sealer: &mut FrameSealer,
-    frame: &mut Vec<u8>,
 ) -> VaultResult<PendingList> {
     let progress = &work.progress;
     let mut list = PendingList { extents: Vec::with_capacity(cuts.len()), keys: Vec::new() };
@@ -319,13 +309,13 @@ async fn store(
                     Claim::Stored(location) => placed(id, len, location),
                     Claim::OnItsWay => PendingExtent::OnItsWay { id, len },
                     Claim::New => {
-                        frame.clear();
                         let key = hash.key(sealer);
-                        let frame_len = sealer.seal(&id, &key, &bytes[start..start + len as usize], frame);
+                        let frame = sealer.seal(&id, &key, &bytes[start..start + len as usize]);
+                        let frame_len = frame.len() as u64;
                         work.packer.push(id, len, frame).await.map_err(|_| stopped())?;
                         progress.new_chunks.fetch_add(1, Relaxed);
                         progress.new_bytes.fetch_add(u64::from(len), Relaxed);
-                        progress.new_frame_bytes.fetch_add(frame_len as u64, Relaxed);
+                        progress.new_frame_bytes.fetch_add(frame_len, Relaxed);
                         PendingExtent::OnItsWay { id, len }
                     }
                 };

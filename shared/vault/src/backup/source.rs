@@ -169,7 +169,9 @@ fn read_at(
         return Ok(None);
     }
     let end = start + len as u64;
-    buffer.clear();
+    // What it holds is written over, or zeroed where there is a hole: clearing all of it first would be done again each time.
+    buffer.resize(len, 0);
+    let mut filled = 0;
     let mut at = start;
     while at < end {
         if *data_end <= at {
@@ -177,20 +179,20 @@ fn read_at(
             if data >= end {
                 break;
             }
-            pad(buffer, data.saturating_sub(start));
             *data_end = hole;
             at = at.max(data);
         }
         let stop = end.min(*data_end);
-        let from = buffer.len();
-        pad(buffer, stop - start);
-        file.read_exact_at(&mut buffer[from..], at)?;
+        let (from, to) = (within(start, at, len), within(start, stop, len));
+        buffer[filled..from].fill(0);
+        file.read_exact_at(&mut buffer[from..to], at)?;
+        filled = to;
         at = stop;
     }
-    if buffer.is_empty() {
+    if filled == 0 {
         return Ok(Some(RegionRead::Hole(len)));
     }
-    buffer.resize(len, 0);
+    buffer[filled..].fill(0);
     Ok(Some(RegionRead::Bytes))
 }
 
@@ -202,11 +204,9 @@ fn read_memory(bytes: &[u8], next: &mut usize, buffer: &mut Vec<u8>) -> Option<R
     (!region.is_empty()).then_some(RegionRead::Bytes)
 }
 
-fn pad(buffer: &mut Vec<u8>, len: u64) {
-    let len = usize::try_from(len).unwrap_or(REGION_LEN).min(REGION_LEN);
-    if buffer.len() < len {
-        buffer.resize(len, 0);
-    }
+/// Where in a region of `len` bytes from `start` an offset lies.
+fn within(start: u64, at: u64, len: usize) -> usize {
+    usize::try_from(at - start).unwrap_or(len).min(len)
 }
 
 /// The data extent at or after `at`: where it starts and ends. Filesystems (and devices) that know no holes answer
@@ -240,4 +240,47 @@ fn read_stream(
     }
     buffer.truncate(filled);
     Ok((filled > 0).then_some(RegionRead::Bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Pages of a file that are written.
+    const PAGE: usize = 4096;
+    /// The file: two regions and a bit, no multiple of a page.
+    const FILE_LEN: usize = 2 * REGION_LEN + 3 * PAGE + 100;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Whatever lies where, and whatever was in the buffer before: regions read as the file does.
+        #[test]
+        fn regions_with_holes_read_as_the_file(
+            extents in proptest::collection::vec((0..FILE_LEN / PAGE, 1usize..40), 0..12),
+        ) {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(FILE_LEN as u64).unwrap();
+            let mut whole = vec![0; FILE_LEN];
+            for (page, pages) in extents {
+                let range = page * PAGE..FILE_LEN.min((page + pages) * PAGE);
+                whole[range.clone()].fill(7);
+                file.as_file().write_all_at(&whole[range.clone()], range.start as u64).unwrap();
+            }
+            let mut source = Source::open(file.path()).unwrap();
+            let mut buffer = vec![0xff; REGION_LEN];
+            let mut rest = whole.as_slice();
+            while let Some(read) = source.next_region(&mut buffer).unwrap() {
+                let (region, after) = rest.split_at(rest.len().min(REGION_LEN));
+                match read {
+                    RegionRead::Hole(len) => prop_assert!(len == region.len() && region.iter().all(|byte| *byte == 0)),
+                    RegionRead::Bytes => prop_assert!(buffer == region),
+                }
+                rest = after;
+                buffer.fill(0xff);
+            }
+            prop_assert!(rest.is_empty());
+        }
+    }
 }

@@ -10,11 +10,11 @@ use strongroom_catalog::root::Root;
 use strongroom_format::ids::{IndexId, PackId};
 use strongroom_format::index::{INDEX_TARGET_CHUNKS, IndexBody};
 use strongroom_format::layout::ObjectKey;
-use strongroom_format::pack::{BuiltPack, PackDirectory};
+use strongroom_format::pack::PackDirectory;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::packer::OnTheirWay;
+use super::packer::{OnTheirWay, ReadyPack};
 use super::session::{SessionInfo, announce};
 use crate::dedup::DedupIndex;
 use crate::error::{VaultError, VaultResult};
@@ -82,7 +82,7 @@ impl IndexWriter {
 pub async fn upload_packs(
     target: Target,
     session: (SessionInfo, Root),
-    mut packs: mpsc::Receiver<BuiltPack>,
+    mut packs: mpsc::Receiver<ReadyPack>,
     concurrency: usize,
     index: Arc<DedupIndex>,
     on_their_way: Arc<OnTheirWay>,
@@ -99,14 +99,14 @@ pub async fn upload_packs(
             biased;
             pack = packs.recv(), if open && uploading.len() < concurrency => match pack {
                 None => open = false,
-                Some(BuiltPack { bytes, directory }) => {
+                Some(ReadyPack { bytes, directory }) => {
                     if !announced {
                         stored += announce(&target, &session.0, &session.1).await?;
                         announced = true;
                     }
                     let store = Arc::clone(&target.context.store);
                     uploading.spawn(async move {
-                        store.put_if_absent(&ObjectKey::Pack(directory.pack), Bytes::from(bytes)).await?;
+                        store.put_if_absent(&ObjectKey::Pack(directory.pack), bytes).await?;
                         Ok(directory)
                     });
                 }
