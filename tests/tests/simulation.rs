@@ -5,7 +5,7 @@
 use strongroom_tests::simulate::run;
 
 /// Seeds that found something, with what. They go with the generator of the time: another one makes other runs of them.
-const REGRESSIONS: [(u64, &str); 7] = [
+const REGRESSIONS: [(u64, &str); 8] = [
     (570, "records of a session that was cleared in part were trusted"),
     (1012, "a restore that registered too late stopped every collection"),
     (5440, "the same"),
@@ -13,6 +13,7 @@ const REGRESSIONS: [(u64, &str); 7] = [
     (871, "a pack lost its group while its frames were counted"),
     (952, "a lost index object stayed listed, and a host that had it in its cache trusted it"),
     (1033, "a pack that was taken back was rewritten again"),
+    (2727, "a count went on that another pack taken back had made wrong"),
 ];
 
 #[test]

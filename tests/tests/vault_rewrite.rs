@@ -2,18 +2,23 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
 
+use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+use async_trait::async_trait;
+use bytes::Bytes;
 use proptest::prelude::*;
 use strongroom_format::ids::BackupId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
-use strongroom_store::{MemoryStore, ObjectStore};
+use strongroom_store::{ETag, ListPage, MemoryStore, Object, ObjectStore, StoreResult};
 use strongroom_tests::{World, noise, overwrite};
 use strongroom_vault::Progress;
-use strongroom_vault::collect::{CollectOptions, plan};
+use strongroom_vault::collect::{CollectOptions, plan, run};
 use strongroom_vault::rebuild::rebuild;
 use strongroom_vault::remove::delete;
 use strongroom_vault::verify::{Depth, verify};
+use tokio::sync::{Notify, oneshot};
 
 const MIB: usize = 1 << 20;
 
@@ -161,6 +166,114 @@ async fn a_lost_count_is_made_anew() {
         world.collect().await.unwrap();
         assert_sound(&world, &kept).await;
     }
+}
+
+/// Holds up the first call for one kind of object until it is let on.
+#[derive(Debug)]
+struct Gate {
+    store: MemoryStore,
+    at: fn(&ObjectKey) -> bool,
+    passed: AtomicBool,
+    reached: Notify,
+    open: Notify,
+}
+
+impl Gate {
+    async fn build(
+        world: &World,
+        store: &MemoryStore,
+        seed: u64,
+        at: fn(&ObjectKey) -> bool,
+    ) -> (World, Arc<Self>) {
+        let (passed, reached, open) = Default::default();
+        let gate = Arc::new(Self { store: store.clone(), at, passed, reached, open });
+        (world.reopen(Arc::clone(&gate) as _, seed).await.unwrap(), gate)
+    }
+
+    async fn pass(&self, key: &ObjectKey) {
+        if (self.at)(key) && !self.passed.swap(true, SeqCst) {
+            self.reached.notify_one();
+            self.open.notified().await;
+        }
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Gate {
+    async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
+        self.pass(key).await;
+        self.store.get(key, max_bytes).await
+    }
+    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
+        self.store.get_range(key, range).await
+    }
+    async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
+        self.pass(key).await;
+        self.store.put_if_absent(key, bytes).await
+    }
+    async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
+        self.store.put_if_match(key, bytes, etag).await
+    }
+    async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
+        self.store.list(prefix, start_after).await
+    }
+    async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
+        self.store.delete(keys).await
+    }
+}
+
+/// Two hosts take back packs that were rewritten while they worked: one before a collector begins to count anew, the other
+/// before it ends. Neither root has a count, and yet what it counted does not hold.
+#[tokio::test]
+async fn a_count_is_dropped_when_another_pack_is_taken_back_meanwhile() {
+    let store = MemoryStore::new();
+    let (world, mut kept) = partly_dead(&store, 6).await;
+    let (first_host, first) =
+        Gate::build(&world, &store, 61, |key| matches!(key, ObjectKey::Manifest(_))).await;
+    let (second_host, second) =
+        Gate::build(&world, &store, 62, |key| matches!(key, ObjectKey::Manifest(_))).await;
+    let (collector, counting) =
+        Gate::build(&world, &store, 63, |key| matches!(key, ObjectKey::Segment(_))).await;
+    // What is left of a pack each.
+    let left = |mib: usize| kept[0].1[mib * MIB + (96 << 10)..][..32 << 10].to_vec();
+    let volumes = [left(1), left(8)];
+    let patient =
+        CollectOptions { grace_ms: 3_600_000, orphan_age_ms: u64::MAX, ..CollectOptions::at_once() };
+    world.pass(2 * patient.grace_ms);
+    let (count, begin) = oneshot::channel();
+    let (first_done, first_committed) = oneshot::channel();
+    let (second_done, second_committed) = oneshot::channel();
+    let direct = async {
+        first.reached.notified().await;
+        second.reached.notified().await;
+        assert!(run(&world.target, &patient).await.unwrap().rewritten_packs >= 10);
+        first.open.notify_one();
+        first_committed.await.unwrap();
+        count.send(()).unwrap();
+        counting.reached.notified().await;
+        second.open.notify_one();
+        second_committed.await.unwrap();
+        assert_eq!(world.target.head().await.unwrap().root.usage, None);
+        counting.open.notify_one();
+    };
+    let back_up = async |host: &World, volume: &[u8], done: oneshot::Sender<()>| {
+        let report = host.back_up("w", volume).await.unwrap();
+        assert_eq!(report.stats.new_chunks, 0);
+        done.send(()).unwrap();
+        report.backup
+    };
+    let ((), one, other, ()) = tokio::join!(
+        direct,
+        back_up(&first_host, &volumes[0], first_done),
+        back_up(&second_host, &volumes[1], second_done),
+        async {
+            begin.await.unwrap();
+            run(&collector.target, &patient).await.unwrap();
+        },
+    );
+    let [first_volume, second_volume] = volumes;
+    kept.extend([(one, first_volume), (other, second_volume)]);
+    assert_sound(&world, &kept).await;
 }
 
 #[derive(Debug, Clone)]

@@ -41,11 +41,9 @@ impl Moved {
     /// Leaves out what does not count any more on this root: a rewritten pack that a commit took back stays itself.
     #[must_use]
     pub fn effective(mut self, root: &Root) -> Self {
-        let rewritten =
-            root.dead.iter().filter(|batch| batch.rewritten && rules::holds(Rule::PardonUndoesMove));
-        for name in rewritten.flat_map(|batch| &batch.pardoned) {
-            if let ObjectName::Pack(pack) = name {
-                self.packs.remove(pack);
+        if rules::holds(Rule::PardonUndoesMove) {
+            for pack in taken_back(root) {
+                self.packs.remove(&pack);
             }
         }
         self
@@ -75,4 +73,16 @@ impl Moved {
         }
         self.packs.extend(rewritten.iter().map(|(pack, heirs)| (*pack, heirs.clone())));
     }
+}
+
+/// The rewritten packs that commits took back, as far as the batches of a root still say so.
+pub fn taken_back(root: &Root) -> BTreeSet<PackId> {
+    let rewritten = root.dead.iter().filter(|batch| batch.rewritten);
+    let names = rewritten.flat_map(|batch| &batch.pardoned);
+    names
+        .filter_map(|name| match name {
+            ObjectName::Pack(pack) => Some(*pack),
+            _ => None,
+        })
+        .collect()
 }

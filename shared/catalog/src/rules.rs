@@ -90,6 +90,8 @@ rules! {
     CountHoldsAtForget,
     /// A rewriting goes on from the count and the relocations of the root that it replaces.
     CountHoldsAtRewrite,
+    /// Neither count nor relocations hold any more once another pack was taken back.
+    TakenBackCompared,
     /// Packs that others have come to name are not rewritten.
     ElsewhereCheckedAgain,
     /// A pack that was taken back is not rewritten again while the root still says so.

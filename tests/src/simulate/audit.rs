@@ -40,6 +40,7 @@ async fn go_through(world: &Arc<World>, auditor: &mut Person, volumes: &[String]
         let (target, _) = auditor.begin(Job::Rebuild);
         rebuild(&target).await.map_err(told("the index can't be rebuilt"))?;
     }
+    counted_right(auditor).await?;
     for round in 0.. {
         let before = world.watch().root.epoch;
         let (target, _) = auditor.begin(Job::Collect);
@@ -53,6 +54,7 @@ async fn go_through(world: &Arc<World>, auditor: &mut Person, volumes: &[String]
             return Err("collection comes to no end".to_owned());
         }
     }
+    counted_right(auditor).await?;
     let left = world.watch().unaccounted(world);
     if !left.is_empty() {
         return Err(format!("never collected: {left:?}"));
@@ -64,6 +66,12 @@ async fn go_through(world: &Arc<World>, auditor: &mut Person, volumes: &[String]
     let depth = if world.chance.yes(0.25) { Depth::Full } else { Depth::Existence };
     let found = verify(&target, depth, None, &Arc::new(Progress::default())).await.map_err(told("verify"))?;
     if found.problems.is_empty() { Ok(()) } else { Err(format!("verify finds {:?}", found.problems)) }
+}
+
+/// What is counted is what manifests and segments say.
+async fn counted_right(auditor: &mut Person) -> Result<(), String> {
+    let (target, _) = auditor.begin(Job::Restore);
+    target.audit_count().await.map_err(|error| format!("the count is wrong: {error:?}"))
 }
 
 async fn back_up_and_restore(auditor: &mut Person, volume: &str, content: &Volume) -> Result<(), String> {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use strongroom_catalog::commit::{NewNames, admit, pardon};
 use strongroom_catalog::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use strongroom_catalog::frames::{Delta, FrameUse};
-use strongroom_catalog::moved::{Heir, Moved};
+use strongroom_catalog::moved::{Heir, Moved, taken_back};
 use strongroom_catalog::rewrite::{Candidate, RewritePlan, plan_rewrite};
 use strongroom_catalog::root::{IndexRef, Root};
 use strongroom_catalog::rules::{self, Rule};
@@ -67,19 +67,12 @@ async fn named_elsewhere(
     let mut marker = Marker::default();
     marker.mark(target, uncounted(known, root)).await?;
     mark_readers(target, options, &mut marker).await?;
-    let taken_back = root
-        .dead
-        .iter()
-        .filter(|batch| batch.rewritten)
-        .flat_map(|batch| batch.pardoned.iter().copied())
-        .filter(|_| rules::holds(Rule::TakenBackLeftAlone));
-    let packs = marker.raw().chain(marker.reachable(&known.moved)).chain(taken_back);
-    Ok(packs
-        .filter_map(|name| match name {
-            ObjectName::Pack(pack) => Some(pack),
-            _ => None,
-        })
-        .collect())
+    let named = marker.raw().chain(marker.reachable(&known.moved)).filter_map(|name| match name {
+        ObjectName::Pack(pack) => Some(pack),
+        _ => None,
+    });
+    let taken_back = if rules::holds(Rule::TakenBackLeftAlone) { taken_back(root) } else { BTreeSet::new() };
+    Ok(named.chain(taken_back).collect())
 }
 
 /// Rewrites some of the packs of a plan that was made on what is known.

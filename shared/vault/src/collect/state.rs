@@ -11,8 +11,9 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::collect::State;
 use strongroom_catalog::dead::{DeadSet, MAX_NODE_BYTES};
 use strongroom_catalog::frames::{FrameGroup, FrameGroupNode};
-use strongroom_catalog::moved::Moved;
+use strongroom_catalog::moved::{Moved, taken_back};
 use strongroom_catalog::root::Root;
+use strongroom_catalog::rules::{self, Rule};
 use strongroom_catalog::usage::{GroupRef, Usage};
 use strongroom_catalog::usage_nodes::{UsageNode, UsagePart};
 use strongroom_format::Problem;
@@ -58,7 +59,11 @@ impl Known {
     /// Says whether another root still has the count and the rewritten packs that this was read with.
     pub fn still_holds(&self, root: &Root) -> bool {
         let base = &self.head.root;
-        root.incarnation == base.incarnation && root.usage == base.usage && root.moved == base.moved
+        root.incarnation == base.incarnation
+            && root.usage == base.usage
+            && root.moved == base.moved
+            // The node stays the same when a commit takes a pack back; that the count goes tells only the first time.
+            && (taken_back(root) == taken_back(base) || !rules::holds(Rule::TakenBackCompared))
     }
 
     /// Says whether all references of counted backups are in.
