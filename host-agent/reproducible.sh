@@ -7,7 +7,8 @@ sources=${CARGO_HOME:-$HOME/.cargo}
 export CARGO_TARGET_DIR=$build CARGO_INCREMENTAL=0
 # The last that fits counts: results lie within the root, often.
 CARGO_ENCODED_RUSTFLAGS=$(printf -- '--remap-path-prefix=%s\x1f' "$root=/strongroom" "$sources=/cargo" "$build=/build")
-export CARGO_ENCODED_RUSTFLAGS=${CARGO_ENCODED_RUSTFLAGS%$'\x1f'}
+# What .cargo/config.toml says, which counts only where these flags are not set.
+export CARGO_ENCODED_RUSTFLAGS=$CARGO_ENCODED_RUSTFLAGS--cfg=chacha20_avx512
 export CFLAGS="-ffile-prefix-map=$sources=/cargo -ffile-prefix-map=$build=/build"
 # Ends with an error if a program tells where it was built.
 tells_no_places() {
