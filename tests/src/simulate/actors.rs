@@ -49,6 +49,8 @@ pub struct Climate {
     pub crowded: bool,
     /// Whether backups are restored as soon as they are there, and removed as soon as they are being restored.
     pub chasing: bool,
+    /// Whether all that happens, and they are purged, while the only collector that counts knows of no reader yet.
+    pub overtaking: bool,
     /// Whether volumes change in a few blocks each time, so that packs are used in part.
     pub frayed: bool,
     /// Whether index objects are lost all the time, and nobody notices.
@@ -82,6 +84,7 @@ impl Climate {
             patient: chance.yes(0.5),
             crowded: false,
             chasing: false,
+            overtaking: false,
             frayed: false,
             careless: false,
             below_percent: &[50],
@@ -98,6 +101,7 @@ impl Climate {
             Temper::Any => (&[1, 4, 20], &[0.0, 0.0, 0.02], &[0.0, 0.03, 0.1, 0.3], &[0.0]),
             Temper::Quick => (&[1, 3], &[0.0], &[0.0], &[0.0]),
             Temper::Slow => (&[1, 4], &[0.0, 0.02], &[0.0, 0.1, 0.3], &[0.3]),
+            Temper::Halting if shared.leaving => (&[1, 4], &[0.0], &[0.0], &[0.01]),
             Temper::Halting => (&[1, 4], &[0.0], &[0.01, 0.03, 0.1], &[0.05, 0.2]),
         };
         // One that finds packs that nobody needs, and takes its time to condemn them.
@@ -110,7 +114,8 @@ impl Climate {
                 lost_answers: share(losses),
                 stalls: share(stalls),
                 // No longer than others are at work.
-                longest_stall: SECOND * *chance.pick(&[5, 15, 60]).unwrap_or(&15),
+                longest_stall: SECOND
+                    * if shared.overtaking { 60 } else { *chance.pick(&[5, 15, 60]).unwrap_or(&15) },
                 root_stalls: if hunting { 0.05 } else { share(root_stalls) },
                 list_stalls: if hunting { 0.5 } else { 0.0 },
                 copy_stalls: if shared.frayed && temper == Temper::Halting { 0.5 } else { 0.0 },
@@ -119,9 +124,11 @@ impl Climate {
             patient: shared.patient,
             crowded: true,
             chasing: shared.chasing,
+            overtaking: shared.overtaking,
             frayed: shared.frayed,
             careless: shared.careless,
             below_percent: match temper {
+                _ if shared.overtaking => shared.below_percent,
                 Temper::Slow | Temper::Halting => &[90],
                 Temper::Any | Temper::Quick => shared.below_percent,
             },
@@ -138,9 +145,13 @@ pub struct Shared {
     /// Of [`Climate`].
     pub chasing: bool,
     /// Of [`Climate`].
+    pub overtaking: bool,
+    /// Of [`Climate`].
     pub frayed: bool,
     /// Of [`Climate`].
     pub careless: bool,
+    /// Whether the one that halts does so only with packs that it has just written.
+    pub leaving: bool,
     /// Of [`Climate`], of those who are quick: they leave some to the slow ones.
     pub below_percent: &'static [u8],
     /// Of [`Climate`].
@@ -186,7 +197,9 @@ impl Person {
     /// Puts somebody into the world.
     pub fn new(world: &Arc<World>, climate: &Climate, name: String) -> Self {
         let days = i64::try_from(world.chance.below(11)).unwrap_or(0) - 5;
-        let ahead_ms = if world.chance.yes(0.5) { 0 } else { days * 86_400_000 };
+        // Else some would wait for days to purge what others have just removed.
+        let on_time = climate.overtaking || world.chance.yes(0.5);
+        let ahead_ms = if on_time { 0 } else { days * 86_400_000 };
         Self { name, world: Arc::clone(world), climate: climate.clone(), ahead_ms, jobs: 0 }
     }
 
@@ -199,6 +212,7 @@ impl Person {
             patient: true,
             crowded: false,
             chasing: false,
+            overtaking: false,
             frayed: false,
             careless: false,
             below_percent: &[50],
@@ -268,10 +282,16 @@ impl Person {
         let mut contents: Vec<Volume> = volumes.iter().map(|_| Volume::draw(chance)).collect();
         let mut past: Vec<Volume> = Vec::new();
         for _ in 0..backups {
-            self.rest().await;
+            if self.climate.overtaking {
+                self.lie_in_wait(|watch| watch.root.backups().next().is_none().then_some(())).await;
+            } else {
+                self.rest().await;
+            }
             let which = chance.below(volumes.len());
             let (Some(content), Some(volume)) = (contents.get_mut(which), volumes.get(which)) else { return };
-            if self.climate.crowded && !self.climate.frayed && chance.yes(0.6) {
+            if self.climate.overtaking && chance.yes(0.9) {
+                // The same once more, most of which nobody needs by then.
+            } else if self.climate.crowded && !self.climate.frayed && chance.yes(0.6) {
                 // All of it is inherited, or none.
                 if chance.yes(0.5) {
                     *content = Volume::draw(chance);
@@ -312,14 +332,25 @@ impl Person {
         }
     }
 
-    /// A courier that delivers requests to commit again, some of them very late.
+    /// A courier that delivers requests to commit again, some of them very late, or just when the backup was purged.
     pub async fn courier(mut self, deliveries: u64) {
         let chance = &Arc::clone(&self.world).chance;
         for _ in 0..deliveries {
-            self.rest().await;
+            let hunted = if self.climate.overtaking {
+                let gone = |watch: &Watch| {
+                    watch.held().values().find(|backup| watch.purged.contains(*backup)).copied()
+                };
+                self.lie_in_wait(gone).await
+            } else {
+                self.rest().await;
+                None
+            };
             let made: Vec<_> =
                 self.world.watch().made.iter().map(|(id, made)| (*id, made.index_sizes.clone())).collect();
-            let Some((backup, index_sizes)) = chance.pick(&made).cloned() else { continue };
+            let hunted = made.iter().find(|(id, _)| Some(*id) == hunted);
+            let Some((backup, index_sizes)) = hunted.or_else(|| chance.pick(&made)).cloned() else {
+                continue;
+            };
             let mut requests = vec![CommitRequest { backup, index_sizes }];
             while self.climate.crowded && requests.len() < 4 && chance.yes(0.6) {
                 let Some((backup, index_sizes)) = chance.pick(&made).cloned() else { continue };
@@ -348,7 +379,8 @@ impl Person {
         for _ in 0..jobs {
             let hunted = self.lie_in_wait(|watch| {
                 let live = |id: &&BackupId| watch.root.backup(**id).is_some_and(|(_, entry)| entry.is_live());
-                watch.restoring.values().find(live).copied()
+                let prey = if self.climate.overtaking { watch.held() } else { &watch.restoring };
+                prey.values().find(live).copied()
             });
             let hunted = hunted.await;
             let (mut live, mut trashed) = (Vec::new(), Vec::new());
@@ -436,8 +468,16 @@ impl Person {
     /// A collector with little patience.
     pub async fn collector(mut self, runs: u64) {
         let chance = &Arc::clone(&self.world).chance;
+        // One that has no time at all, but for what comes before counting.
+        let purges_only = self.climate.overtaking && self.climate.line.list_stalls == 0.0;
         for _ in 0..runs {
-            self.rest().await;
+            if purges_only {
+                let in_trash =
+                    |watch: &Watch| watch.root.backups().find(|(_, backup)| !backup.is_live()).map(|_| ());
+                self.lie_in_wait(in_trash).await;
+            } else {
+                self.rest().await;
+            }
             let ages =
                 if self.climate.crowded { &[Duration::ZERO, Duration::ZERO, SECOND * 10] } else { GRACES };
             let age = || chance.pick(ages).copied().unwrap_or_default();
@@ -451,8 +491,8 @@ impl Person {
             };
             let mut options = options;
             if self.climate.crowded {
-                // No time at all, but for what comes before counting.
-                if self.climate.line.root_stalls == 0.0 && self.climate.chasing && chance.yes(0.7) {
+                let hurries = self.climate.line.root_stalls == 0.0 && self.climate.chasing && chance.yes(0.7);
+                if purges_only || hurries {
                     options.until = Some(TimestampMs(0));
                 }
                 options.rewrite.below_percent =

@@ -131,42 +131,48 @@ async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
 async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     let chance = &world.chance;
     let plot = chance.pick(Plot::ALL).copied().unwrap_or(Plot::Anybody);
-    let halting = matches!(plot, Plot::HaltingCollector | Plot::HaltingHosts | Plot::Frayed | Plot::Careless);
+    let frayed = matches!(plot, Plot::Frayed | Plot::Leavings);
+    let halting = frayed || matches!(plot, Plot::HaltingCollector | Plot::HaltingHosts | Plot::Careless);
     let shared = Shared {
         patient: match plot {
             Plot::Anybody | Plot::SlowCollector | Plot::HaltingCollector => chance.yes(0.3),
-            Plot::SlowHosts | Plot::HaltingHosts | Plot::AllSlow | Plot::Frayed | Plot::Careless => false,
-            Plot::SlowRestorers | Plot::Chase => true,
+            Plot::SlowHosts | Plot::HaltingHosts | Plot::AllSlow => false,
+            Plot::Frayed | Plot::Leavings | Plot::Careless => false,
+            Plot::SlowRestorers | Plot::Chase | Plot::Overtaken => true,
         },
-        chasing: plot == Plot::Chase,
-        frayed: plot == Plot::Frayed,
+        chasing: matches!(plot, Plot::Chase | Plot::Overtaken),
+        overtaking: plot == Plot::Overtaken,
+        frayed,
         careless: plot == Plot::Careless,
+        leaving: plot == Plot::Leavings,
         below_percent: match plot {
             // What they leave to the one that halts.
             Plot::HaltingCollector => chance.pick(&CROWDED_BELOW_PERCENT[..3]),
             Plot::Frayed => Some(&CROWDED_BELOW_PERCENT[2]),
+            Plot::Leavings | Plot::Overtaken => Some(&CROWDED_BELOW_PERCENT[1]),
             _ => chance.pick(CROWDED_BELOW_PERCENT),
         }
         .copied()
         .unwrap_or_default(),
         graces: match plot {
-            Plot::Frayed | Plot::Careless => CROWDED_GRACES.first(),
+            Plot::Frayed | Plot::Leavings | Plot::Careless | Plot::Overtaken => CROWDED_GRACES.first(),
             _ => chance.pick(CROWDED_GRACES),
         }
         .copied()
         .unwrap_or_default(),
         lock: match chance.below(4) {
             _ if matches!(plot, Plot::Frayed | Plot::Careless) => Duration::ZERO,
-            0 | 1 => Duration::ZERO,
-            2 => Duration::from_secs(chance.between(5, 120)),
+            0 | 1 if plot != Plot::Leavings => Duration::ZERO,
+            2 if plot != Plot::Leavings => Duration::from_secs(chance.between(5, 120)),
             // Longer than all of it takes: what is doomed stays so, and nothing is forgotten.
             _ => Duration::from_secs(86_400),
         },
     };
     world.tell(|| format!("a crowd: {plot:?}, {shared:?}"));
     let slow_hosts = matches!(plot, Plot::SlowHosts | Plot::AllSlow);
-    let somebody = |name: String, temper: Temper| {
-        let climate = Climate::draw_in_crowd(world, temper, &shared);
+    let somebody = |name: String, temper: Temper, pace: Option<Duration>| {
+        let mut climate = Climate::draw_in_crowd(world, temper, &shared);
+        climate.pace = pace.unwrap_or(climate.pace);
         world.tell(|| format!("{name}: {climate:?}"));
         Person::new(world, &climate, name)
     };
@@ -176,9 +182,10 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
         _ => Temper::Quick,
     };
     let slow_if = |slow: bool| if slow { Temper::Slow } else { others };
+    let at_rest = (plot == Plot::Leavings).then_some(Duration::from_secs(120));
     // The more there is for them to come across, the longer it goes on.
     let times = match plot {
-        Plot::Chase => 3,
+        Plot::Chase | Plot::Overtaken => 3,
         _ if halting => 2,
         _ => 1,
     };
@@ -193,38 +200,36 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
             Plot::HaltingHosts => Temper::Halting,
             _ => slow_if(slow_hosts || (plot == Plot::Chase && host == 0)),
         };
-        let person = somebody(format!("host{host}"), temper);
+        let person = somebody(format!("host{host}"), temper, at_rest);
         everybody.spawn_local(person.host(chance.between(4, 8) * times, volumes, cache));
     }
     for number in 0..chance.between(2, 3) {
         let temper = match plot {
-            Plot::HaltingCollector | Plot::Frayed if number == 0 => Temper::Halting,
+            Plot::HaltingCollector | Plot::Frayed | Plot::Leavings | Plot::Overtaken if number == 0 => {
+                Temper::Halting
+            }
             // Slow ones seldom get far enough.
             Plot::Chase if number == 0 && chance.yes(0.7) => Temper::Halting,
             Plot::SlowCollector | Plot::Chase => slow_if(number == 0),
             _ => slow_if(number == 0 && chance.yes(0.3)),
         };
-        let name = format!("collector{number}");
-        let person = if plot == Plot::Careless {
-            // What is lost is lost before it is counted.
-            let climate =
-                Climate { pace: Duration::from_secs(60), ..Climate::draw_in_crowd(world, temper, &shared) };
-            Person::new(world, &climate, name)
-        } else {
-            somebody(name, temper)
-        };
+        // Careless: what is lost is lost before it is counted.
+        let pace = (plot == Plot::Careless).then_some(Duration::from_secs(60));
+        let person = somebody(format!("collector{number}"), temper, pace);
+        let times = if plot == Plot::Leavings { 4 } else { times };
         everybody.spawn_local(person.collector(chance.between(5, 12) * times));
     }
     for number in 0..chance.between(1, 2) {
-        let person = somebody(format!("operator{number}"), slow_if(slow_hosts));
+        let person = somebody(format!("operator{number}"), slow_if(slow_hosts), at_rest);
         everybody.spawn_local(person.operator(chance.between(4, 12) * times));
     }
-    everybody.spawn_local(somebody("courier".to_owned(), slow_if(slow_hosts)).courier(chance.between(2, 10)));
+    let courier = somebody("courier".to_owned(), slow_if(slow_hosts), None);
+    let deliveries = chance.between(2, 10) * if plot == Plot::Overtaken { 8 } else { 1 };
+    everybody.spawn_local(courier.courier(deliveries));
     let restorers = if shared.patient { 3 } else { 1 };
     for number in 0..restorers {
-        let person = somebody(format!("restorer{number}"), slow_if(shared.patient));
-        everybody
-            .spawn_local(person.restorer(chance.between(2, 8) * if plot == Plot::Chase { times } else { 1 }));
+        let person = somebody(format!("restorer{number}"), slow_if(shared.patient), None);
+        everybody.spawn_local(person.restorer(chance.between(2, 8) * if shared.chasing { times } else { 1 }));
     }
     see_through(world, everybody).await;
     all
@@ -243,8 +248,12 @@ enum Plot {
     HaltingHosts,
     /// A collector that halts while it rewrites packs that are used in part.
     Frayed,
+    /// The same, while others take what it has written for left over, and hosts rest in between.
+    Leavings,
     /// Index objects go missing, and hosts have them in their caches.
     Careless,
+    /// Packs that nobody needs come to be needed, read and purged again while one collector is at condemning them.
+    Overtaken,
 }
 
 impl Plot {
@@ -258,7 +267,11 @@ impl Plot {
         Self::HaltingCollector,
         Self::HaltingHosts,
         Self::Frayed,
+        Self::Leavings,
+        // Twice: what it is after is seldom.
         Self::Careless,
+        Self::Careless,
+        Self::Overtaken,
     ];
 }
 

@@ -215,6 +215,11 @@ impl Watch {
         })
     }
 
+    /// Backups whose restores have registered and seen them in a root, by whom: nothing that they need may go.
+    pub const fn held(&self) -> &BTreeMap<String, BackupId> {
+        &self.held
+    }
+
     /// Says whether an object may not be deleted yet.
     pub fn is_locked(&self, world: &World, key: &ObjectKey, lock: Duration) -> bool {
         let written = ObjectName::from_key(key).and_then(|name| self.written.get(&name));

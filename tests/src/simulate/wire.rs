@@ -36,7 +36,7 @@ pub struct Line {
     /// Share of the listings of the inbox that stall besides, after they were made: between what a collector knows of
     /// readers and what it condemns.
     pub list_stalls: f64,
-    /// Share of the packs that stall when they are written, besides: for a collector, in the middle of rewriting.
+    /// Share of the packs that stall besides once they are written: for a collector, in the middle of rewriting.
     pub copy_stalls: f64,
     /// For so long after it was written, nothing that a commit can name may be deleted, as under S3 Object Lock.
     pub lock: Duration,
@@ -178,9 +178,6 @@ impl ObjectStore for Wire {
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        if matches!(key, ObjectKey::Pack(_)) {
-            self.stall(self.line.copy_stalls).await;
-        }
         let (world, actor, key) = (Arc::clone(&self.world), Arc::clone(&self.actor), *key);
         let effect = async move {
             let put = world.store.put_if_absent(&key, bytes.clone()).await;
@@ -189,7 +186,11 @@ impl ObjectStore for Wire {
             }
             put
         };
-        self.tell(Operation::PutIfAbsent, &key.to_string(), effect).await
+        let put = self.tell(Operation::PutIfAbsent, &key.to_string(), effect).await;
+        if matches!(key, ObjectKey::Pack(_)) {
+            self.stall(self.line.copy_stalls).await;
+        }
+        put
     }
 
     async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
