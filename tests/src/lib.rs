@@ -1,6 +1,7 @@
 //! What the tests share: a target in memory, a volume to back up, and a key at hand.
 
 pub mod fleet;
+pub mod hooked;
 pub mod simulate;
 
 use std::collections::BTreeMap;

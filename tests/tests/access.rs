@@ -9,7 +9,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -31,10 +30,8 @@ use strongroom_fleet::{Failure, Home, Incoming, Outbox, QueueName, Service, Targ
 use strongroom_format::ids::{RunId, TargetId, TimestampMs};
 use strongroom_format::keyring::{Kek, KekDescriptor, Purpose, Wrap};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
-use strongroom_store::{
-    CallLog, ETag, ListPage, MemoryStore, Object, ObjectStore, Operation, Recording, StoreError,
-    StoreErrorKind, StoreResult,
-};
+use strongroom_store::{CallLog, MemoryStore, ObjectStore, Operation, Recording, StoreError, StoreErrorKind};
+use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{KeyAtHand, START_MS, noise};
 use strongroom_vault::backup::{BackupOptions, Source, backup_through};
 use strongroom_vault::context::ManualClock;
@@ -51,45 +48,30 @@ const MINUTE_MS: u64 = 60_000;
 const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
 const MIB: usize = 1 << 20;
 
-/// A host's way to the store: it may delete nothing, as IAM has it, and hangs after so many packs, if it is to die.
-#[derive(Debug)]
-struct HostStore(MemoryStore, Arc<AtomicUsize>);
-
 /// The host does not die.
 const NEVER: usize = usize::MAX;
 
-#[async_trait]
-impl ObjectStore for HostStore {
-    async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        self.0.get(key, max_bytes).await
-    }
-
-    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
-        self.0.get_range(key, range).await
-    }
-
-    async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        let left = self.1.load(SeqCst);
-        if matches!(key, ObjectKey::Pack(_)) && left != NEVER {
-            if left == 0 {
-                return std::future::pending().await;
+/// A host's way to the store: it may delete nothing, as IAM has it, and hangs after so many packs, if it is to die.
+fn host_store(store: MemoryStore, packs_left: Arc<AtomicUsize>) -> Hooked {
+    Hooked::new(store, move |operation, keys| {
+        let (packs_left, key) = (Arc::clone(&packs_left), keys.first().copied());
+        async move {
+            match (operation, key) {
+                (Operation::Delete, Some(key)) => {
+                    Err(StoreError::new(StoreErrorKind::Denied, "delete", key, "hosts may not delete"))
+                }
+                (Operation::PutIfAbsent, Some(ObjectKey::Pack(_))) => {
+                    match packs_left.load(SeqCst) {
+                        NEVER => {}
+                        0 => std::future::pending().await,
+                        left => packs_left.store(left - 1, SeqCst),
+                    }
+                    Ok(())
+                }
+                _ => Ok(()),
             }
-            self.1.store(left - 1, SeqCst);
         }
-        self.0.put_if_absent(key, bytes).await
-    }
-
-    async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
-        self.0.put_if_match(key, bytes, etag).await
-    }
-
-    async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
-        self.0.list(prefix, start_after).await
-    }
-
-    async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
-        Err(StoreError::new(StoreErrorKind::Denied, "delete", keys[0], "hosts may not delete"))
-    }
+    })
 }
 
 /// A key that opens some layers of secrets.
@@ -214,7 +196,7 @@ impl Fleet {
             (2..).zip(["scheduler", "dispatcher", "committer", "retention", "gc", "reconciler", "host"])
         {
             let recording: (Arc<dyn ObjectStore>, CallLog) = if name == "host" {
-                let recording = Recording::new(HostStore(store.clone(), Arc::clone(&packs_left)));
+                let recording = Recording::new(host_store(store.clone(), Arc::clone(&packs_left)));
                 let log = recording.log();
                 (Arc::new(recording), log)
             } else {

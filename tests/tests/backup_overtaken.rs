@@ -2,30 +2,24 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use strongroom_format::layout::{KeyPrefix, ObjectKey};
-use strongroom_store::{ETag, ListPage, MemoryStore, Object, ObjectStore, StoreResult};
+use strongroom_format::layout::ObjectKey;
+use strongroom_store::{MemoryStore, ObjectStore, Operation};
+use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{World, noise};
 use strongroom_vault::remove::delete;
 
 /// Lets others collect when the first catalog node is asked for: after the root was read.
-#[derive(Debug)]
-struct Overtaken {
-    store: MemoryStore,
-    others: World,
-    done: AtomicBool,
-}
-
-#[async_trait]
-impl ObjectStore for Overtaken {
-    async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        if matches!(key, ObjectKey::Node(_)) && !self.done.swap(true, SeqCst) {
-            let others = self.others.clone();
+fn overtaken(store: MemoryStore, others: World) -> Hooked {
+    let done = Arc::new(AtomicBool::new(false));
+    Hooked::new(store.clone(), move |operation, keys| {
+        let (store, others, done) = (store.clone(), others.clone(), Arc::clone(&done));
+        let node = keys.iter().find(|key| operation == Operation::Get && matches!(key, ObjectKey::Node(_)));
+        let node = node.copied();
+        async move {
+            let Some(node) = node.filter(|_| !done.swap(true, SeqCst)) else { return Ok(()) };
             // On a thread of its own: the futures of collection stay on one.
             let collecting = std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -36,30 +30,10 @@ impl ObjectStore for Overtaken {
                 });
             });
             collecting.join().unwrap();
-            assert!(self.store.get(key, max_bytes).await.is_err(), "{key} should be collected by now");
+            assert!(store.get(&node, u64::MAX).await.is_err(), "{node} should be collected by now");
+            Ok(())
         }
-        self.store.get(key, max_bytes).await
-    }
-
-    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
-        self.store.get_range(key, range).await
-    }
-
-    async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        self.store.put_if_absent(key, bytes).await
-    }
-
-    async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
-        self.store.put_if_match(key, bytes, etag).await
-    }
-
-    async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
-        self.store.list(prefix, start_after).await
-    }
-
-    async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
-        self.store.delete(keys).await
-    }
+    })
 }
 
 /// A target whose root names nodes that a few collections delete.
@@ -77,7 +51,7 @@ async fn with_nodes(store: &MemoryStore, seed: u64) -> World {
 async fn a_backup_goes_on_from_the_newer_root() {
     let store = MemoryStore::new();
     let others = with_nodes(&store, 1).await;
-    let overtaken = Overtaken { store, others: others.clone(), done: AtomicBool::new(false) };
+    let overtaken = overtaken(store, others.clone());
     let world = others.reopen(Arc::new(overtaken), 3).await.unwrap();
     let volume = noise(3 << 20, 4);
     let made = world.back_up("v", &volume).await.unwrap().backup;

@@ -2,67 +2,38 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
-use strongroom_store::{
-    ETag, ListPage, MemoryStore, Object, ObjectStore, StoreError, StoreErrorKind, StoreResult,
-};
+use strongroom_store::{MemoryStore, ObjectStore, Operation, StoreError, StoreErrorKind};
+use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{World, noise};
 use strongroom_vault::remove::delete;
 
 /// Refuses to delete packs while it is locked.
-#[derive(Debug)]
-struct Locked {
-    store: MemoryStore,
-    locked: AtomicBool,
-}
-
-#[async_trait]
-impl ObjectStore for Locked {
-    async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        self.store.get(key, max_bytes).await
-    }
-
-    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
-        self.store.get_range(key, range).await
-    }
-
-    async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        self.store.put_if_absent(key, bytes).await
-    }
-
-    async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
-        self.store.put_if_match(key, bytes, etag).await
-    }
-
-    async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
-        self.store.list(prefix, start_after).await
-    }
-
-    async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
-        // As S3 does it: each key on its own, and the first refusal is what is told.
-        let is_locked = |key: &ObjectKey| matches!(key, ObjectKey::Pack(_)) && self.locked.load(SeqCst);
+fn lockable(store: &MemoryStore, locked: &Arc<AtomicBool>) -> Hooked {
+    let (inner, locked) = (store.clone(), Arc::clone(locked));
+    Hooked::new(store.clone(), move |operation, keys| {
+        let locked = operation == Operation::Delete && locked.load(SeqCst);
+        let is_locked = |key: &ObjectKey| matches!(key, ObjectKey::Pack(_)) && locked;
+        let refused = keys.iter().copied().find(is_locked);
         let free: Vec<ObjectKey> = keys.iter().copied().filter(|key| !is_locked(key)).collect();
-        self.store.delete(&free).await?;
-        match keys.iter().find(|key| is_locked(key)) {
-            Some(key) => {
-                Err(StoreError::new(StoreErrorKind::Denied, "delete", key, "it is under Object Lock"))
-            }
-            None => Ok(()),
+        let inner = inner.clone();
+        async move {
+            // As S3 does it: each key on its own, and the first refusal is what is told.
+            let Some(key) = refused else { return Ok(()) };
+            inner.delete(&free).await?;
+            Err(StoreError::new(StoreErrorKind::Denied, "delete", key, "it is under Object Lock"))
         }
-    }
+    })
 }
 
 #[tokio::test]
 async fn packs_under_lock_are_left_until_it_ends() {
     let store = MemoryStore::new();
-    let locked = Arc::new(Locked { store: store.clone(), locked: AtomicBool::new(true) });
-    let world = World::create(Arc::clone(&locked) as _, "fixed:32KiB", 1).await.unwrap();
+    let locked = Arc::new(AtomicBool::new(true));
+    let world = World::create(Arc::new(lockable(&store, &locked)), "fixed:32KiB", 1).await.unwrap();
     let first = world.back_up("v", &noise(3 << 20, 1)).await.unwrap().backup;
     let (volume, packs) =
         (noise(2 << 20, 2), async || world.target.list(KeyPrefix::Packs).await.unwrap().len());
@@ -84,7 +55,7 @@ async fn packs_under_lock_are_left_until_it_ends() {
     assert!(world.restore(second).await.unwrap() == volume);
     assert!(world.restore(third).await.unwrap() == noise(3 << 20, 1));
 
-    locked.locked.store(false, SeqCst);
+    locked.store(false, SeqCst);
     let mut freed = 0;
     for _ in 0..3 {
         let report = world.collect().await.unwrap();

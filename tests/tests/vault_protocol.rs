@@ -6,16 +6,14 @@ use std::io::Cursor;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use std::ops::Range;
 use strongroom_catalog::retention::Policy;
 use strongroom_format::ids::BackupId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
-    Counting, ETag, FaultRates, Faulty, KeyKind, ListPage, MemoryStore, Object, ObjectStore, Operation,
-    Retry, RetryPolicy, StoreErrorKind, StoreResult,
+    Counting, FaultRates, Faulty, KeyKind, MemoryStore, ObjectStore, Operation, Retry, RetryPolicy,
+    StoreErrorKind,
 };
+use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{START_MS, World, noise, overwrite};
 use strongroom_vault::backup::{BackupOptions, Source, backup};
 use strongroom_vault::collect::{CollectOptions, plan, run};
@@ -105,7 +103,6 @@ enum When {
 /// Removes a backup and collects, once, at the worst moment.
 #[derive(Debug)]
 struct Meanwhile {
-    inner: MemoryStore,
     world: World,
     when: When,
     /// What to remove, and how often to collect.
@@ -116,9 +113,28 @@ struct Meanwhile {
 }
 
 impl Meanwhile {
-    fn new(inner: MemoryStore, world: &World, when: When, victim: BackupId, collections: u32) -> Self {
+    fn new(world: &World, when: When, victim: BackupId, collections: u32) -> Self {
         let options = CollectOptions::at_once();
-        Self { inner, world: world.clone(), when, victim, collections, options, done: AtomicU32::new(0) }
+        Self { world: world.clone(), when, victim, collections, options, done: AtomicU32::new(0) }
+    }
+
+    /// A way to the store on which that happens.
+    fn on(self, store: MemoryStore) -> Arc<Hooked> {
+        let meanwhile = Arc::new(self);
+        Arc::new(Hooked::new(store, move |operation, keys| {
+            let moment = match (operation, keys) {
+                (Operation::Get | Operation::GetRange, [ObjectKey::Pack(_)]) => Some(When::PackRead),
+                (Operation::PutIfAbsent, [ObjectKey::Manifest(_)]) => Some(When::ManifestWritten),
+                _ => None,
+            };
+            let meanwhile = Arc::clone(&meanwhile);
+            async move {
+                if let Some(moment) = moment {
+                    meanwhile.comes_to(moment);
+                }
+                Ok(())
+            }
+        }))
     }
 
     fn comes_to(&self, moment: When) {
@@ -137,37 +153,6 @@ impl Meanwhile {
     }
 }
 
-#[async_trait]
-impl ObjectStore for Meanwhile {
-    async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        if matches!(key, ObjectKey::Pack(_)) {
-            self.comes_to(When::PackRead);
-        }
-        self.inner.get(key, max_bytes).await
-    }
-    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
-        if matches!(key, ObjectKey::Pack(_)) {
-            self.comes_to(When::PackRead);
-        }
-        self.inner.get_range(key, range).await
-    }
-    async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        if matches!(key, ObjectKey::Manifest(_)) {
-            self.comes_to(When::ManifestWritten);
-        }
-        self.inner.put_if_absent(key, bytes).await
-    }
-    async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
-        self.inner.put_if_match(key, bytes, etag).await
-    }
-    async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
-        self.inner.list(prefix, start_after).await
-    }
-    async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
-        self.inner.delete(keys).await
-    }
-}
-
 /// A host deduplicates against a backup that is removed and collected while it works, to whatever stage: its commit
 /// pardons, or is refused and made again; what it commits restores.
 #[tokio::test(flavor = "multi_thread")]
@@ -177,8 +162,8 @@ async fn a_backup_overtaken_by_collection_restores() {
         let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 3).await.unwrap();
         let volume = noise(5 << 20, 4);
         let victim = world.back_up("v", &volume).await.unwrap().backup;
-        let overtaken = Meanwhile::new(store, &world, When::ManifestWritten, victim, collections);
-        let host = world.reopen(Arc::new(overtaken), 77).await.unwrap();
+        let overtaken = Meanwhile::new(&world, When::ManifestWritten, victim, collections);
+        let host = world.reopen(overtaken.on(store), 77).await.unwrap();
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &volume).unwrap();
         let name = if same_volume { "v" } else { "w" };
@@ -198,8 +183,8 @@ async fn a_stream_overtaken_by_collection_is_refused_and_leaves_nothing() {
     let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 4).await.unwrap();
     let volume = noise(3 << 20, 5);
     let victim = world.back_up("v", &volume).await.unwrap().backup;
-    let overtaken = Meanwhile::new(store, &world, When::ManifestWritten, victim, 3);
-    let host = world.reopen(Arc::new(overtaken), 78).await.unwrap();
+    let overtaken = Meanwhile::new(&world, When::ManifestWritten, victim, 3);
+    let host = world.reopen(overtaken.on(store), 78).await.unwrap();
     assert!(matches!(host.back_up("w", &volume).await, Err(VaultError::Refused(_))));
     assert_eq!(world.target.head().await.unwrap().root.backups().count(), 0);
     let again = world.back_up("w", &volume).await.unwrap();
@@ -214,9 +199,9 @@ async fn a_registered_restore_finishes_though_its_backup_is_collected() {
         let world = World::create(Arc::new(store.clone()), "fastcdc:32KiB", 6).await.unwrap();
         let volume = noise(5 << 20, 7);
         let victim = world.back_up("v", &volume).await.unwrap().backup;
-        let mut overtaken = Meanwhile::new(store.clone(), &world, When::PackRead, victim, 4);
+        let mut overtaken = Meanwhile::new(&world, When::PackRead, victim, 4);
         overtaken.options.session_age_ms = session_age_ms;
-        let reader = world.reopen(Arc::new(overtaken), 79).await.unwrap();
+        let reader = world.reopen(overtaken.on(store.clone()), 79).await.unwrap();
         let restored = reader.restore(victim).await;
         if session_age_ms > 0 {
             assert!(restored.unwrap() == volume);

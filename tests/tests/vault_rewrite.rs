@@ -2,16 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-use async_trait::async_trait;
-use bytes::Bytes;
 use proptest::prelude::*;
 use strongroom_format::ids::BackupId;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
-use strongroom_store::{ETag, ListPage, MemoryStore, Object, ObjectStore, StoreResult};
+use strongroom_store::{MemoryStore, ObjectStore};
+use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{World, noise, overwrite};
 use strongroom_vault::Progress;
 use strongroom_vault::collect::{CollectOptions, plan, run};
@@ -169,10 +167,8 @@ async fn a_lost_count_is_made_anew() {
 }
 
 /// Holds up the first call for one kind of object until it is let on.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Gate {
-    store: MemoryStore,
-    at: fn(&ObjectKey) -> bool,
     passed: AtomicBool,
     reached: Notify,
     open: Notify,
@@ -185,40 +181,19 @@ impl Gate {
         seed: u64,
         at: fn(&ObjectKey) -> bool,
     ) -> (World, Arc<Self>) {
-        let (passed, reached, open) = Default::default();
-        let gate = Arc::new(Self { store: store.clone(), at, passed, reached, open });
-        (world.reopen(Arc::clone(&gate) as _, seed).await.unwrap(), gate)
-    }
-
-    async fn pass(&self, key: &ObjectKey) {
-        if (self.at)(key) && !self.passed.swap(true, SeqCst) {
-            self.reached.notify_one();
-            self.open.notified().await;
-        }
-    }
-}
-
-#[async_trait]
-impl ObjectStore for Gate {
-    async fn get(&self, key: &ObjectKey, max_bytes: u64) -> StoreResult<Object> {
-        self.pass(key).await;
-        self.store.get(key, max_bytes).await
-    }
-    async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
-        self.store.get_range(key, range).await
-    }
-    async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
-        self.pass(key).await;
-        self.store.put_if_absent(key, bytes).await
-    }
-    async fn put_if_match(&self, key: &ObjectKey, bytes: Bytes, etag: &ETag) -> StoreResult<ETag> {
-        self.store.put_if_match(key, bytes, etag).await
-    }
-    async fn list(&self, prefix: KeyPrefix, start_after: Option<&str>) -> StoreResult<ListPage> {
-        self.store.list(prefix, start_after).await
-    }
-    async fn delete(&self, keys: &[ObjectKey]) -> StoreResult<()> {
-        self.store.delete(keys).await
+        let gate = Arc::new(Self::default());
+        let held_up = Arc::clone(&gate);
+        let store = Hooked::new(store.clone(), move |_, keys| {
+            let (gate, is_at) = (Arc::clone(&held_up), keys.iter().any(at));
+            async move {
+                if is_at && !gate.passed.swap(true, SeqCst) {
+                    gate.reached.notify_one();
+                    gate.open.notified().await;
+                }
+                Ok(())
+            }
+        });
+        (world.reopen(Arc::new(store), seed).await.unwrap(), gate)
     }
 }
 
