@@ -55,6 +55,8 @@ pub struct Climate {
     pub frayed: bool,
     /// Whether index objects are lost all the time, and nobody notices.
     pub careless: bool,
+    /// Whether hosts commit once packs that they found were rewritten, and collectors take their time to count anew.
+    pub retaking: bool,
     /// Packs less used than one of these are rewritten, for each collection.
     pub below_percent: &'static [u8],
     /// How long things are left to whoever may want them: one of these, for each collection.
@@ -87,6 +89,7 @@ impl Climate {
             overtaking: false,
             frayed: false,
             careless: false,
+            retaking: false,
             below_percent: &[50],
             graces: GRACES,
         }
@@ -119,6 +122,7 @@ impl Climate {
                 root_stalls: if hunting { 0.05 } else { share(root_stalls) },
                 list_stalls: if hunting { 0.5 } else { 0.0 },
                 copy_stalls: if shared.frayed && temper == Temper::Halting { 0.5 } else { 0.0 },
+                lingers: shared.retaking,
                 lock: shared.lock,
             },
             patient: shared.patient,
@@ -127,6 +131,7 @@ impl Climate {
             overtaking: shared.overtaking,
             frayed: shared.frayed,
             careless: shared.careless,
+            retaking: shared.retaking,
             below_percent: match temper {
                 _ if shared.overtaking => shared.below_percent,
                 Temper::Slow | Temper::Halting => &[90],
@@ -150,6 +155,8 @@ pub struct Shared {
     pub frayed: bool,
     /// Of [`Climate`].
     pub careless: bool,
+    /// Of [`Climate`].
+    pub retaking: bool,
     /// Whether the one that halts does so only with packs that it has just written.
     pub leaving: bool,
     /// Of [`Climate`], of those who are quick: they leave some to the slow ones.
@@ -167,6 +174,9 @@ pub const CROWDED_GRACES: &[&[Duration]] = &[
     &[SECOND.saturating_mul(10), SECOND.saturating_mul(60)],
     &[SECOND.saturating_mul(60), SECOND.saturating_mul(600)],
 ];
+
+/// Long enough to take back what was rewritten just before.
+pub const RETAKEN_GRACES: &[Duration] = &[SECOND.saturating_mul(20)];
 
 /// What quick collectors of a crowd choose from: nothing is left to rewrite, some of it, or nearly all.
 pub const CROWDED_BELOW_PERCENT: &[&[u8]] = &[&[0, 50, 50], &[0], &[50], &[90]];
@@ -198,7 +208,7 @@ impl Person {
     pub fn new(world: &Arc<World>, climate: &Climate, name: String) -> Self {
         let days = i64::try_from(world.chance.below(11)).unwrap_or(0) - 5;
         // Else some would wait for days to purge what others have just removed.
-        let on_time = climate.overtaking || world.chance.yes(0.5);
+        let on_time = climate.overtaking || climate.retaking || world.chance.yes(0.5);
         let ahead_ms = if on_time { 0 } else { days * 86_400_000 };
         Self { name, world: Arc::clone(world), climate: climate.clone(), ahead_ms, jobs: 0 }
     }
@@ -215,6 +225,7 @@ impl Person {
             overtaking: false,
             frayed: false,
             careless: false,
+            retaking: false,
             below_percent: &[50],
             graces: GRACES,
         };
@@ -235,18 +246,21 @@ impl Person {
         sleep(self.world.chance.duration(Duration::from_millis(5), self.climate.pace)).await;
     }
 
+    /// Waits until hosts hold back what they are to be overtaken with, or something else has come, or for a minute.
+    async fn wait_for_lingering(&self, has_come: impl Fn(&Watch) -> bool) {
+        if self.climate.retaking {
+            sleep(SECOND * 5).await;
+            let come = |watch: &Watch| (watch.lingering > 1 || has_come(watch)).then_some(());
+            self.world.wait_for(SECOND * 60, come).await;
+        }
+    }
+
     /// Rests, in a chase until `prey` is there, or for a minute.
-    async fn lie_in_wait<T>(&self, mut prey: impl FnMut(&Watch) -> Option<T>) -> Option<T> {
-        if !self.climate.chasing {
-            self.rest().await;
-            return None;
+    async fn lie_in_wait<T>(&self, prey: impl FnMut(&Watch) -> Option<T>) -> Option<T> {
+        if self.climate.chasing {
+            return self.world.wait_for(SECOND * 60, prey).await;
         }
-        for _ in 0..600 {
-            sleep(Duration::from_millis(100)).await;
-            if let Some(found) = prey(&self.world.watch()) {
-                return Some(found);
-            }
-        }
+        self.rest().await;
         None
     }
 
@@ -279,7 +293,8 @@ impl Person {
     /// A host that backs up its volumes again and again.
     pub async fn host(mut self, backups: u64, volumes: Vec<String>, cache_dir: Option<PathBuf>) {
         let chance = &Arc::clone(&self.world).chance;
-        let mut contents: Vec<Volume> = volumes.iter().map(|_| Volume::draw(chance)).collect();
+        let draw = || if self.climate.retaking { Volume::draw_large(chance) } else { Volume::draw(chance) };
+        let mut contents: Vec<Volume> = volumes.iter().map(|_| draw()).collect();
         let mut past: Vec<Volume> = Vec::new();
         for _ in 0..backups {
             if self.climate.overtaking {
@@ -383,6 +398,7 @@ impl Person {
                 prey.values().find(live).copied()
             });
             let hunted = hunted.await;
+            self.wait_for_lingering(|_| false).await;
             let (mut live, mut trashed) = (Vec::new(), Vec::new());
             for (_, backup) in self.world.watch().root.backups() {
                 if backup.is_live() { live.push(backup.id) } else { trashed.push(backup.id) }
@@ -390,6 +406,8 @@ impl Person {
             let job = match hunted {
                 Some(_) => 0,
                 None if self.climate.careless && chance.yes(0.4) => 19,
+                // What is left of packs is to be rewritten.
+                None if self.climate.retaking && chance.yes(0.9) => 14,
                 None => chance.below(20),
             };
             match job {
@@ -420,7 +438,8 @@ impl Person {
                     }
                 }
                 14..18 => {
-                    let keep_last = u32::try_from(chance.between(1, 3)).unwrap_or(1);
+                    let most = if self.climate.retaking { 1 } else { 3 };
+                    let keep_last = u32::try_from(chance.between(1, most)).unwrap_or(1);
                     let request = RetentionRequest {
                         policy: Policy { keep_last, ..Policy::default() },
                         volume: None,
@@ -477,16 +496,18 @@ impl Person {
                 self.lie_in_wait(in_trash).await;
             } else {
                 self.rest().await;
+                self.wait_for_lingering(|watch| watch.root.usage.is_none()).await;
             }
             let ages =
                 if self.climate.crowded { &[Duration::ZERO, Duration::ZERO, SECOND * 10] } else { GRACES };
             let age = || chance.pick(ages).copied().unwrap_or_default();
             let grace = chance.pick(self.climate.graces).copied().unwrap_or_default();
             let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(0);
+            let lasting = self.climate.patient || self.climate.retaking;
             let options = CollectOptions {
                 grace_ms: millis(grace),
-                orphan_age_ms: millis(age()),
-                session_age_ms: if self.climate.patient { u64::MAX } else { millis(age()) },
+                orphan_age_ms: if self.climate.retaking { u64::MAX } else { millis(age()) },
+                session_age_ms: if lasting { u64::MAX } else { millis(age()) },
                 ..CollectOptions::at_once()
             };
             let mut options = options;
@@ -498,7 +519,8 @@ impl Person {
                 options.rewrite.below_percent =
                     chance.pick(self.climate.below_percent).copied().unwrap_or(50);
                 // A pack at a time.
-                let alone = self.climate.line.root_stalls > 0.0 || chance.yes(0.5);
+                let alone =
+                    !self.climate.retaking && (self.climate.line.root_stalls > 0.0 || chance.yes(0.5));
                 options.rewrite.max_bytes = if alone { 20 << 10 } else { u64::MAX };
             }
             let (target, actor) = self.begin(Job::Collect);

@@ -20,14 +20,11 @@ use std::time::Duration;
 
 use tokio::task::{JoinSet, LocalSet};
 
-use actors::{CROWDED_BELOW_PERCENT, CROWDED_GRACES, Climate, Person, Shared, Temper};
+use actors::{CROWDED_BELOW_PERCENT, CROWDED_GRACES, Climate, Person, RETAKEN_GRACES, Shared, Temper};
 use world::World;
 
 /// No run takes longer, virtually: one that does has come to a standstill.
 const LONGEST_RUN: Duration = Duration::from_secs(3650 * 86_400);
-
-/// Seeds whose last digit is not below this make a crowd.
-const CROWDS_FROM: u64 = 3;
 
 /// What a run came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,7 +72,14 @@ pub fn run(seed: u64, scratch: &Path, loud: bool) -> Outcome {
 async fn live(seed: u64, scratch: &Path, loud: bool) -> Outcome {
     let world = World::new(seed, loud);
     let volumes = tokio::time::timeout(LONGEST_RUN, async {
-        if seed % 10 >= CROWDS_FROM { crowd(&world, scratch).await } else { populate(&world, scratch).await }
+        match seed % 10 {
+            0 | 2 => populate(&world, scratch).await,
+            1 => crowd(&world, scratch, Plot::Retaken).await,
+            _ => {
+                let plot = world.chance.pick(Plot::DRAWN).copied().unwrap_or(Plot::Anybody);
+                crowd(&world, scratch, plot).await
+            }
+        }
     });
     let volumes = volumes.await;
     match volumes {
@@ -128,16 +132,17 @@ async fn populate(world: &Arc<World>, scratch: &Path) -> Vec<String> {
 }
 
 /// The same with more of them, who hurry; as a rule some of them are quick, and others stall between any two requests.
-async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
+async fn crowd(world: &Arc<World>, scratch: &Path, plot: Plot) -> Vec<String> {
     let chance = &world.chance;
-    let plot = chance.pick(Plot::ALL).copied().unwrap_or(Plot::Anybody);
-    let frayed = matches!(plot, Plot::Frayed | Plot::Leavings);
+    let frayed = matches!(plot, Plot::Frayed | Plot::Leavings | Plot::Retaken);
     let halting = frayed || matches!(plot, Plot::HaltingCollector | Plot::HaltingHosts | Plot::Careless);
+    // What is doomed stays so, and nothing is forgotten.
+    let lasting = matches!(plot, Plot::Leavings | Plot::Retaken);
     let shared = Shared {
         patient: match plot {
             Plot::Anybody | Plot::SlowCollector | Plot::HaltingCollector => chance.yes(0.3),
             Plot::SlowHosts | Plot::HaltingHosts | Plot::AllSlow => false,
-            Plot::Frayed | Plot::Leavings | Plot::Careless => false,
+            Plot::Frayed | Plot::Leavings | Plot::Retaken | Plot::Careless => false,
             Plot::SlowRestorers | Plot::Chase | Plot::Overtaken => true,
         },
         chasing: matches!(plot, Plot::Chase | Plot::Overtaken),
@@ -145,26 +150,29 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
         frayed,
         careless: plot == Plot::Careless,
         leaving: plot == Plot::Leavings,
+        retaking: plot == Plot::Retaken,
         below_percent: match plot {
             // What they leave to the one that halts.
             Plot::HaltingCollector => chance.pick(&CROWDED_BELOW_PERCENT[..3]),
             Plot::Frayed => Some(&CROWDED_BELOW_PERCENT[2]),
             Plot::Leavings | Plot::Overtaken => Some(&CROWDED_BELOW_PERCENT[1]),
+            Plot::Retaken => Some(&CROWDED_BELOW_PERCENT[3]),
             _ => chance.pick(CROWDED_BELOW_PERCENT),
         }
         .copied()
         .unwrap_or_default(),
         graces: match plot {
             Plot::Frayed | Plot::Leavings | Plot::Careless | Plot::Overtaken => CROWDED_GRACES.first(),
+            Plot::Retaken => Some(&RETAKEN_GRACES),
             _ => chance.pick(CROWDED_GRACES),
         }
         .copied()
         .unwrap_or_default(),
         lock: match chance.below(4) {
             _ if matches!(plot, Plot::Frayed | Plot::Careless) => Duration::ZERO,
-            0 | 1 if plot != Plot::Leavings => Duration::ZERO,
-            2 if plot != Plot::Leavings => Duration::from_secs(chance.between(5, 120)),
-            // Longer than all of it takes: what is doomed stays so, and nothing is forgotten.
+            0 | 1 if !lasting => Duration::ZERO,
+            2 if !lasting => Duration::from_secs(chance.between(5, 120)),
+            // Longer than all of it takes.
             _ => Duration::from_secs(86_400),
         },
     };
@@ -182,7 +190,11 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
         _ => Temper::Quick,
     };
     let slow_if = |slow: bool| if slow { Temper::Slow } else { others };
-    let at_rest = (plot == Plot::Leavings).then_some(Duration::from_secs(120));
+    let at_rest = match plot {
+        Plot::Leavings => Some(Duration::from_secs(120)),
+        Plot::Retaken => Some(Duration::from_secs(20)),
+        _ => None,
+    };
     // The more there is for them to come across, the longer it goes on.
     let times = match plot {
         Plot::Chase | Plot::Overtaken => 3,
@@ -191,7 +203,8 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
     };
     let mut everybody = JoinSet::new();
     let mut all = Vec::new();
-    for host in 0..chance.between(1, 3) {
+    let retaken = plot == Plot::Retaken;
+    for host in 0..if retaken { 3 } else { chance.between(1, 3) } {
         let volumes = vec![format!("v{host}0")];
         all.extend(volumes.clone());
         let cached = plot == Plot::Careless || chance.yes(0.3);
@@ -201,9 +214,11 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
             _ => slow_if(slow_hosts || (plot == Plot::Chase && host == 0)),
         };
         let person = somebody(format!("host{host}"), temper, at_rest);
+        let times = if retaken { 2 * times } else { times };
         everybody.spawn_local(person.host(chance.between(4, 8) * times, volumes, cache));
     }
-    for number in 0..chance.between(2, 3) {
+    // Retaken: nobody else may count meanwhile.
+    for number in 0..if retaken { 1 } else { chance.between(2, 3) } {
         let temper = match plot {
             Plot::HaltingCollector | Plot::Frayed | Plot::Leavings | Plot::Overtaken if number == 0 => {
                 Temper::Halting
@@ -211,16 +226,26 @@ async fn crowd(world: &Arc<World>, scratch: &Path) -> Vec<String> {
             // Slow ones seldom get far enough.
             Plot::Chase if number == 0 && chance.yes(0.7) => Temper::Halting,
             Plot::SlowCollector | Plot::Chase => slow_if(number == 0),
+            Plot::Retaken => Temper::Quick,
             _ => slow_if(number == 0 && chance.yes(0.3)),
         };
         // Careless: what is lost is lost before it is counted.
-        let pace = (plot == Plot::Careless).then_some(Duration::from_secs(60));
+        let pace = match plot {
+            Plot::Careless => Some(Duration::from_secs(60)),
+            Plot::Retaken => Some(Duration::from_secs(5)),
+            _ => None,
+        };
         let person = somebody(format!("collector{number}"), temper, pace);
-        let times = if plot == Plot::Leavings { 4 } else { times };
+        let times = match plot {
+            Plot::Leavings => 2 * times,
+            Plot::Retaken => 12 * times,
+            _ => times,
+        };
         everybody.spawn_local(person.collector(chance.between(5, 12) * times));
     }
     for number in 0..chance.between(1, 2) {
         let person = somebody(format!("operator{number}"), slow_if(slow_hosts), at_rest);
+        let times = if retaken { 5 * times } else { times };
         everybody.spawn_local(person.operator(chance.between(4, 12) * times));
     }
     let courier = somebody("courier".to_owned(), slow_if(slow_hosts), None);
@@ -250,6 +275,8 @@ enum Plot {
     Frayed,
     /// The same, while others take what it has written for left over, and hosts rest in between.
     Leavings,
+    /// Hosts come with packs that were rewritten just before, one after the other, while the collector counts anew.
+    Retaken,
     /// Index objects go missing, and hosts have them in their caches.
     Careless,
     /// Packs that nobody needs come to be needed, read and purged again while one collector is at condemning them.
@@ -257,7 +284,8 @@ enum Plot {
 }
 
 impl Plot {
-    const ALL: &[Self] = &[
+    /// Those that are drawn; what [`Retaken`](Self::Retaken) is after is seldom, and it has seeds of its own.
+    const DRAWN: &[Self] = &[
         Self::Anybody,
         Self::SlowCollector,
         Self::SlowHosts,

@@ -30,6 +30,11 @@ impl Volume {
         Self((0..chance.between(1, MAX_BLOCKS as u64)).map(|_| word(chance)).collect())
     }
 
+    /// Draws one of many packs.
+    pub fn draw_large(chance: &Chance) -> Self {
+        Self((0..3 * MAX_BLOCKS).map(|_| word(chance)).collect())
+    }
+
     /// One with every block.
     pub fn of_all_blocks() -> Self {
         Self((0..u8::try_from(WORDS).unwrap_or(u8::MAX)).collect())

@@ -11,7 +11,7 @@ use strongroom_catalog::dead::{DeadNames, ObjectName, Stage};
 use strongroom_catalog::moved::Moved;
 use strongroom_catalog::root::Root;
 use strongroom_catalog::usage_nodes::UsageNode;
-use strongroom_format::ids::{BackupId, IndexId, PackId, SegmentId};
+use strongroom_format::ids::{BackupId, Epoch, IndexId, PackId, SegmentId};
 use strongroom_format::index::IndexBody;
 use strongroom_format::layout::{InboxEntry, NodeKey, ObjectKey};
 use strongroom_format::manifest::Manifest;
@@ -79,6 +79,12 @@ pub struct Watch {
     pub reported: BTreeSet<BackupId>,
     /// The one of them that somebody was told about last.
     pub reported_last: Option<BackupId>,
+    /// Hosts that hold their manifest back.
+    pub lingering: u32,
+    /// When the packs were rewritten that the first of them was after.
+    pub taking_back: Option<Epoch>,
+    /// Collectors that hold back what they counted anew.
+    pub recounting: u32,
     /// Backups that are being restored, by whom.
     pub restoring: BTreeMap<String, BackupId>,
     /// Backups whose restores count on being heard, by whom.
@@ -115,6 +121,9 @@ impl Watch {
             purged: BTreeSet::new(),
             reported: BTreeSet::new(),
             reported_last: None,
+            lingering: 0,
+            recounting: 0,
+            taking_back: None,
             restoring: BTreeMap::new(),
             registering: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -161,6 +170,7 @@ impl Watch {
         match *key {
             ObjectKey::Root => {
                 let root = self.sealer.open(key, bytes).map_err(error)?;
+                world.tell(|| self.summary(actor, &root));
                 self.step(world, actor, root);
             }
             ObjectKey::RootCopy(_) => {
@@ -195,6 +205,26 @@ impl Watch {
             _ => {}
         }
         Ok(())
+    }
+
+    /// What a root says, in a line.
+    fn summary(&self, actor: &Actor, root: &Root) -> String {
+        let (live, trashed) = root.backups().partition::<Vec<_>, _>(|(_, backup)| backup.is_live());
+        let batches = root.dead.iter().map(|batch| {
+            let kind = if batch.rewritten { "rewritten" } else { "unneeded" };
+            let names = self.nodes.get(&batch.node).map_or(0, Vec::len);
+            let (stage, epoch, taken_back) = (batch.stage, batch.condemned_epoch.0, batch.pardoned.len());
+            format!("{stage:?} {kind} at {epoch}, {taken_back} of {names} taken back")
+        });
+        format!(
+            "{} writes root {}: {} backups, {} in the trash, {}counted, dead: {:?}",
+            actor.name,
+            root.epoch.0,
+            live.len(),
+            trashed.len(),
+            if root.usage.is_some() { "" } else { "not " },
+            batches.collect::<Vec<_>>(),
+        )
     }
 
     fn describe(&self, world: &World, actor: &Actor, manifest: &Manifest) -> Result<Made, String> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use strongroom_catalog::moved::taken_back;
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{
     ETag, Fault, ListPage, Object, ObjectStore, Operation, StoreError, StoreErrorKind, StoreResult,
@@ -17,7 +18,7 @@ use strongroom_store::{
 use tokio::sync::oneshot;
 use tokio::time::sleep;
 
-use super::watch::Actor;
+use super::watch::{Actor, Watch};
 use super::world::World;
 
 /// How bad a line is.
@@ -38,6 +39,8 @@ pub struct Line {
     pub list_stalls: f64,
     /// Share of the packs that stall besides once they are written: for a collector, in the middle of rewriting.
     pub copy_stalls: f64,
+    /// Whether manifests wait until packs are rewritten, which they may name, and new counts until such packs are taken back.
+    pub lingers: bool,
     /// For so long after it was written, nothing that a commit can name may be deleted, as under S3 Object Lock.
     pub lock: Duration,
 }
@@ -52,8 +55,25 @@ impl Line {
         root_stalls: 0.0,
         list_stalls: 0.0,
         copy_stalls: 0.0,
+        lingers: false,
         lock: Duration::ZERO,
     };
+}
+
+/// Somebody who is counted as long as this lives.
+struct Present<'a>(&'a World, fn(&mut Watch) -> &mut u32);
+
+impl<'a> Present<'a> {
+    fn begin(world: &'a World, among: fn(&mut Watch) -> &mut u32) -> Self {
+        *among(&mut world.watch()) += 1;
+        Self(world, among)
+    }
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        *self.1(&mut self.0.watch()) -= 1;
+    }
 }
 
 /// What happens to one request.
@@ -100,6 +120,42 @@ impl Wire {
         let chance = &self.world.chance;
         if share > 0.0 && chance.yes(share) {
             sleep(chance.duration(Duration::from_secs(1), self.line.longest_stall)).await;
+        }
+    }
+
+    /// Waits until packs are rewritten that were not yet, and, unless this is the first to see them, until a collector has
+    /// counted what the first took back; or for some seconds each.
+    async fn linger(&self) {
+        let (now, backups) = {
+            let root = &self.world.watch().root;
+            (root.epoch, root.backups().count())
+        };
+        if backups < 3 {
+            return;
+        }
+        let _lingering = Present::begin(&self.world, |watch| &mut watch.lingering);
+        let rewritten = |watch: &Watch| {
+            let rewritten = watch.root.dead.iter().rev().find(|batch| batch.rewritten)?;
+            (rewritten.condemned_epoch > now).then_some(rewritten.condemned_epoch)
+        };
+        let Some(rewritten) = self.world.wait_for(Duration::from_secs(90), rewritten).await else { return };
+        if self.world.watch().taking_back.replace(rewritten) == Some(rewritten) {
+            let counted = |watch: &Watch| (watch.recounting > 0).then_some(());
+            self.world.wait_for(Duration::from_secs(30), counted).await;
+        }
+    }
+
+    /// Waits until more packs are taken back than were, or for some seconds, unless there is a count already.
+    async fn recount(&self) {
+        let before = {
+            let root = &self.world.watch().root;
+            root.usage.is_none().then(|| taken_back(root))
+        };
+        let Some(before) = before.filter(|_| self.world.chance.yes(0.9)) else { return };
+        let _recounting = Present::begin(&self.world, |watch| &mut watch.recounting);
+        let more = |watch: &Watch| (taken_back(&watch.root) != before).then_some(());
+        if self.world.wait_for(Duration::from_secs(8), more).await.is_some() {
+            self.world.tell(|| format!("{} counted before more was taken back", self.actor.name));
         }
     }
 
@@ -178,6 +234,11 @@ impl ObjectStore for Wire {
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
+        match key {
+            ObjectKey::Manifest(_) if self.line.lingers => self.linger().await,
+            ObjectKey::Node(_) if self.line.lingers => self.recount().await,
+            _ => {}
+        }
         let (world, actor, key) = (Arc::clone(&self.world), Arc::clone(&self.actor), *key);
         let effect = async move {
             let put = world.store.put_if_absent(&key, bytes.clone()).await;

@@ -9,7 +9,7 @@ use strongroom_format::ids::TimestampMs;
 use strongroom_store::{Fault, MemoryStore, ObjectStore, Operation, Retry, RetryPolicy};
 use strongroom_vault::target::{InitOptions, init};
 use strongroom_vault::{Clock, Context, Entropy, Target};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use super::chance::Chance;
 use super::watch::{Actor, Watch};
@@ -121,6 +121,22 @@ impl World {
     /// Virtual time since the start.
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// Waits until something is there to be found, or for so long.
+    pub async fn wait_for<T>(
+        &self,
+        longest: Duration,
+        mut find: impl FnMut(&Watch) -> Option<T>,
+    ) -> Option<T> {
+        let end = self.elapsed() + longest;
+        while self.elapsed() < end {
+            sleep(Duration::from_millis(100)).await;
+            if let Some(found) = find(&self.watch()) {
+                return Some(found);
+            }
+        }
+        None
     }
 
     /// Takes a call into the trace.
