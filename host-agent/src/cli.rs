@@ -270,6 +270,10 @@ pub struct BackupArgs {
     /// Another chunker than the target's, for this volume
     #[arg(long, value_name = "CHUNKER")]
     pub chunker: Option<ChunkerParams>,
+    /// Reads the source as it is, without a snapshot and even if it is written to meanwhile: what is backed up then is there
+    /// as of different moments
+    #[arg(long)]
+    pub live: bool,
     /// Reads as if for the first time, without the help of the last backup
     #[arg(long)]
     pub full_read: bool,

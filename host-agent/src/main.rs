@@ -9,6 +9,7 @@ mod fleet;
 mod keys;
 mod open;
 mod output;
+mod raw;
 mod serve;
 mod version;
 

@@ -10,7 +10,7 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use common::{Place, code};
+use common::{Mount, Place, code};
 use rand::rngs::StdRng;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::Value;
@@ -261,11 +261,37 @@ fn a_target_that_is_put_again_is_the_other_one_from_then_on() {
     assert_eq!(fleet.ran(&["ls"]), "", "nothing went to the home");
 }
 
+/// Hooks that show as a file whether a volume is frozen.
+const HOOKS: &str =
+    "hooks.before = [\"touch\", \"IMAGES/frozen\"]\nhooks.after = [\"rm\", \"IMAGES/frozen\"]\n";
+
+#[test]
+#[ignore = "needs root, loop devices and mkfs.xfs"]
+fn what_is_frozen_is_thawed_as_soon_as_there_is_a_snapshot() {
+    // A volume that takes some ten seconds to send.
+    let fleet = Fleet::with("upload-limit = \"1MiB\"", HOOKS, "[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    let folder = fleet.place.path("images");
+    let mount = Mount::make(&fleet.place.path("filesystem"), &folder, "xfs");
+    let content = noise(8 << 20, 7);
+    fleet.image("db.img", &content);
+    let process = fleet.start();
+    let run = fleet.ran(&["request", "backup", "db"]);
+    fleet.wait_for("it is not read from a snapshot", || fleet.log().contains("from a snapshot of the file"));
+    fleet.wait_for("it is not thawed", || !folder.join("frozen").exists());
+    assert!(fleet.ran(&["runs", "--open"]).contains("running"));
+    fleet.image("db.img", &noise(8 << 20, 8));
+    fleet.ran(&["watch", run.trim()]);
+    fleet.settle();
+    stop(process);
+    assert!(fleet.place.restored("db@latest") == content);
+    mount.unmount();
+}
+
 #[test]
 fn asked_to_stop_it_thaws_and_puts_back_what_it_can_not_finish() {
-    // A volume that takes some ten seconds to send.
-    let hooks = "drain-seconds = 0\nmetrics = \"127.0.0.1:0\"\nmemory = \"600MiB\"\nhooks.before = [\"touch\", \"IMAGES/frozen\"]\n\
-                 hooks.after = [\"rm\", \"IMAGES/frozen\"]\n";
+    // A volume that takes some ten seconds to send, and is frozen all the time.
+    let agent = "live = true\ndrain-seconds = 0\nmetrics = \"127.0.0.1:0\"\nmemory = \"600MiB\"\n";
+    let hooks = &format!("{agent}{HOOKS}");
     let fleet = Fleet::with("upload-limit = \"1MiB\"", hooks, "[volumes.db]\nsource = \"IMAGES/db.img\"\n");
     let content = noise(8 << 20, 4);
     fleet.image("db.img", &content);

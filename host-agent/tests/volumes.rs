@@ -4,10 +4,17 @@
 
 mod common;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
-use common::{Place, code, noise, walk};
+use common::{Mount, Place, code, noise, ran, walk};
 use serde_json::Value;
 
 /// What a volume of zeros may take in the store, all objects together.
@@ -66,11 +73,11 @@ fn a_gibibyte_of_zeros_takes_next_to_nothing() {
     let place = Place::new();
     let before = stored_bytes(&place);
     let image = place.path("image");
-    std::fs::File::create(&image).unwrap().set_len(1 << 30).unwrap();
+    File::create(&image).unwrap().set_len(1 << 30).unwrap();
     place.back_up(&image, "hole");
     let hole = stored_bytes(&place) - before;
     // The same as a stream, where no filesystem tells of holes.
-    let stream = std::fs::File::open(&image).unwrap();
+    let stream = File::open(&image).unwrap();
     let output = place.command(&["backup", "-", "--volume", "zeros"]).stdin(stream).output().unwrap();
     assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
     let zeros = stored_bytes(&place) - before - hole;
@@ -79,7 +86,7 @@ fn a_gibibyte_of_zeros_takes_next_to_nothing() {
     let to = place.path("restored");
     place.ran(&["restore", "zeros@latest", to.to_str().unwrap()]);
     assert_eq!(to.metadata().unwrap().len(), 1 << 30);
-    let mut file = std::fs::File::open(&to).unwrap();
+    let mut file = File::open(&to).unwrap();
     let mut piece = vec![0xff; 1 << 20];
     for _ in 0..1024 {
         std::io::Read::read_exact(&mut file, &mut piece).unwrap();
@@ -162,4 +169,108 @@ fn block_devices_are_backed_up_and_restored_to() {
     let smaller = LoopDevice::attach(&place.file("smaller", &old));
     assert_eq!(code(&place.run(&["restore", &id, &smaller.0])), 2);
     assert!(smaller.content() == old);
+}
+
+/// Writes a count to the start of an image, then to its end, again and again until it is dropped.
+struct Writer {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn begin(image: &Path) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut file = File::options().write(true).open(image).unwrap();
+        let end = file.seek(SeekFrom::End(0)).unwrap() - 8;
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::spawn(move || {
+            for count in 1_u64.. {
+                file.write_all_at(&count.to_le_bytes(), 0).unwrap();
+                file.write_all_at(&count.to_le_bytes(), end).unwrap();
+                if stopped.load(Ordering::Relaxed) {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Self { stop, thread: Some(thread) }
+    }
+
+    /// Says by how much the start of an image is ahead of its end: 0 or 1 if it was in that state at any moment.
+    fn torn_by(image: &[u8]) -> u64 {
+        let count = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap());
+        count(&image[..8]).wrapping_sub(count(&image[image.len() - 8..]))
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().unwrap().join();
+    }
+}
+
+#[test]
+fn a_file_that_is_written_to_while_it_is_read_is_refused() {
+    let place = Place::new();
+    // Where there are no reflinks.
+    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+    let image = folder.path().join("image");
+    std::fs::write(&image, noise(64 << 20, 8)).unwrap();
+    let image = image.to_str().unwrap();
+    let writer = Writer::begin(Path::new(image));
+    let refused = place.run(&["backup", image, "--volume", "v"]);
+    assert_eq!(code(&refused), 4);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("was written to while it was read"));
+    assert_eq!(place.ran(&["ls", "--json"]).trim(), "[]");
+    place.ran(&["backup", image, "--volume", "live", "--live"]);
+    drop(writer);
+    place.ran(&["backup", image, "--volume", "v"]);
+    assert!(place.restored("v@latest") == std::fs::read(image).unwrap());
+}
+
+#[test]
+#[ignore = "needs root, loop devices, mkfs.xfs and mkfs.btrfs"]
+fn files_on_filesystems_with_reflinks_are_read_from_a_snapshot() {
+    let place = Place::new();
+    for (kind, without_cow) in [("xfs", false), ("btrfs", false), ("btrfs", true)] {
+        let folder = place.path(kind);
+        let mount = Mount::make(&place.path("filesystem"), &folder, kind);
+        let image = folder.join("image").to_str().unwrap().to_owned();
+        File::create(&image).unwrap();
+        if without_cow {
+            ran("chattr", &["+C", &image]);
+        }
+        std::fs::write(&image, noise(64 << 20, 9)).unwrap();
+        let writer = Writer::begin(Path::new(&image));
+        for _ in 0..3 {
+            let output = place.run(&["backup", &image, "--volume", kind]);
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(code(&output), 0, "{said}");
+            assert!(said.contains("from a snapshot of the file"), "{said}");
+            let torn_by = Writer::torn_by(&place.restored(&format!("{kind}@latest")));
+            assert!(torn_by <= 1, "{kind}: the start is {torn_by} writes ahead");
+        }
+        let mut killed = place.command(&["backup", &image, "--volume", kind, "--full-read"]).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        drop(writer);
+        let left: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+        assert_eq!(left, [Path::new(&image)], "no snapshot is left");
+        mount.unmount();
+    }
+    place.verified();
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_device_that_is_written_to_while_it_is_read_is_refused() {
+    let place = Place::new();
+    let device = LoopDevice::attach(&place.file("device", &noise(64 << 20, 10)));
+    let writer = Writer::begin(Path::new(&device.0));
+    assert_eq!(code(&place.run(&["backup", &device.0, "--volume", "device"])), 4);
+    drop(writer);
+    place.ran(&["backup", &device.0, "--volume", "device"]);
+    assert!(place.restored("device@latest") == device.content());
 }

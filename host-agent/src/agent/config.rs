@@ -17,6 +17,8 @@ pub struct AgentConfig {
     pub sources: Vec<PathBuf>,
     /// Files, devices and folders that may be restored to. Nothing else is written.
     pub destinations: Vec<PathBuf>,
+    /// Whether sources are read as they are, without a snapshot and even if they are written to meanwhile.
+    pub live: bool,
     /// Runs worked on at once.
     pub concurrency: usize,
     /// Worker threads of one run; one for each core if 0.
@@ -41,7 +43,7 @@ pub struct AgentConfig {
 pub struct Hooks {
     /// Before: to freeze a file system, say. If it fails there is no backup.
     pub before: Vec<String>,
-    /// After, whatever came of the backup and of the command before.
+    /// After, whatever came of the backup and of the command before; once there is a snapshot, if the source can have one.
     pub after: Vec<String>,
     /// How long each may take, seconds.
     pub timeout_seconds: u64,
@@ -52,6 +54,7 @@ impl Default for AgentConfig {
         Self {
             sources: Vec::new(),
             destinations: Vec::new(),
+            live: false,
             concurrency: 2,
             workers: 0,
             memory: None,

@@ -14,9 +14,10 @@ use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions, restore_to_path};
 use strongroom_vault::verify::{Depth, verify};
 use strongroom_vault::{Progress, VaultError, VaultResult};
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::{Agent, hooks};
+use crate::raw::{self, Reading};
 
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
@@ -32,16 +33,24 @@ impl Agent {
         frozen: &Cell<bool>,
     ) -> VaultResult<RunResult> {
         match &run.job {
-            Job::Backup { volume, source, .. } => {
-                let about = hooks::About { volume, source, run: id };
+            Job::Backup { .. } => {
                 frozen.set(true);
-                let done = match hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await {
-                    Ok(()) => self.back_up(run, progress).await,
+                let opened = self.freeze_and_open(id, run).await;
+                let mut after = Ok(());
+                // What was cloned is kept as it was: nobody need stay frozen while it is read.
+                if let Ok((_, Reading::Clone)) = opened {
+                    after = self.thaw(id, run).await;
+                    frozen.set(false);
+                }
+                let done = match opened {
+                    Ok((source, _)) => self.back_up(run, source, progress).await,
                     Err(error) => Err(error),
                 };
                 // Also when the one before failed: it may have done half of its work.
-                let after = self.thaw(id, run).await;
-                frozen.set(false);
+                if frozen.get() {
+                    after = self.thaw(id, run).await;
+                    frozen.set(false);
+                }
                 if let Err(error) = after {
                     return done.map(|result| RunResult { note: error.to_string(), ..result });
                 }
@@ -70,6 +79,20 @@ impl Agent {
         Duration::from_secs(self.config.hooks.timeout_seconds)
     }
 
+    /// Runs the command before a backup, and opens what is to be backed up.
+    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<(Source, Reading)> {
+        let Job::Backup { volume, source, .. } = &run.job else {
+            return Err(VaultError::Internal("no backup".to_owned()));
+        };
+        let about = hooks::About { volume, source, run: id };
+        hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await?;
+        let (path, live) = (self.config.source(source)?, self.config.live);
+        let opened = tokio::task::spawn_blocking(move || raw::open(&path, live)).await;
+        let (source, reading) = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
+        info!(run = %id, %volume, %reading, "the volume is open");
+        Ok((source, reading))
+    }
+
     /// Runs the command after a backup.
     pub(super) async fn thaw(&self, id: RunId, run: &Run) -> VaultResult<()> {
         let Job::Backup { volume, source, .. } = &run.job else { return Ok(()) };
@@ -81,11 +104,10 @@ impl Agent {
         done
     }
 
-    async fn back_up(&self, run: &Run, progress: &Arc<Progress>) -> VaultResult<RunResult> {
-        let Job::Backup { volume, source, target, chunker, .. } = &run.job else {
+    async fn back_up(&self, run: &Run, source: Source, progress: &Arc<Progress>) -> VaultResult<RunResult> {
+        let Job::Backup { volume, target, chunker, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
         };
-        let source = Source::open(&self.config.source(source)?)?;
         let options = BackupOptions {
             volume: volume.clone(),
             host: self.settings.host(),

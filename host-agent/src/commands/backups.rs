@@ -15,6 +15,7 @@ use super::Done;
 use crate::cli::{BackupArgs, RestoreArgs};
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
+use crate::raw;
 
 pub async fn backup(
     settings: &Settings,
@@ -26,7 +27,9 @@ pub async fn backup(
         let input = std::io::stdin().as_fd().try_clone_to_owned();
         Source::standard_input(input.map_err(|error| VaultError::io("opening", Path::new("-"), error))?)?
     } else {
-        Source::open(&args.source)?
+        let (source, reading) = raw::open(&args.source, args.live)?;
+        output.say(&format!("{} is read {reading}", args.source.display()));
+        source
     };
     let options = BackupOptions {
         volume: args.volume.clone(),

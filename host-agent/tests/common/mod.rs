@@ -111,3 +111,36 @@ pub fn walk(folder: &Path) -> Vec<PathBuf> {
     let paths = entries.map(|entry| entry.unwrap().path());
     paths.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
+
+/// A filesystem in a file, mounted until this is dropped. Needs root and loop devices.
+pub struct Mount(PathBuf);
+
+impl Mount {
+    /// Makes one of a kind, such as xfs, in a file of its own.
+    pub fn make(file: &Path, folder: &Path, kind: &str) -> Self {
+        std::fs::File::create(file).unwrap().set_len(512 << 20).unwrap();
+        std::fs::create_dir_all(folder).unwrap();
+        let (file, point) = (file.to_str().unwrap(), folder.to_str().unwrap());
+        ran(&format!("mkfs.{kind}"), &["-q", file]);
+        ran("mount", &["-o", "loop", file, point]);
+        Self(folder.to_owned())
+    }
+
+    /// Unmounts it, which fails as long as anything in it is open.
+    pub fn unmount(self) {
+        ran("umount", &[self.0.to_str().unwrap()]);
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// Runs a program, which must succeed.
+pub fn ran(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().expect(program);
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+}

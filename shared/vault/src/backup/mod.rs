@@ -10,6 +10,7 @@ mod pipeline;
 mod region;
 mod session;
 mod source;
+mod stamp;
 mod upload;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rustix::fs::{SeekFrom, seek};
 use strongroom_format::chunker::REGION_BYTES;
 
+use super::stamp::Stamp;
 use crate::error::{VaultError, VaultResult};
 
 /// One region as read.
@@ -27,6 +28,8 @@ pub enum RegionRead {
 pub struct Source {
     name: PathBuf,
     input: Input,
+    /// What it was like before it was read, if it must still be so afterwards.
+    before: Option<Stamp>,
 }
 
 enum Input {
@@ -54,15 +57,23 @@ impl Source {
     /// # Errors
     /// `Io`; `Invalid` for anything else, such as a folder.
     pub fn open(path: &Path) -> VaultResult<Self> {
+        let file = File::open(path).map_err(|error| VaultError::io("opening", path, error))?;
+        Self::opened(path, file)
+    }
+
+    /// Takes a file or block device that is open already, such as a clone of what `path` names.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn opened(path: &Path, file: File) -> VaultResult<Self> {
         let io = |error| VaultError::io("opening", path, error);
-        let file = File::open(path).map_err(io)?;
         let size_bytes = size_of(&file).map_err(io)?.ok_or_else(|| {
             VaultError::Invalid(format!(
                 "{}: neither a file nor a block device; give one, or - for standard input",
                 path.display()
             ))
         })?;
-        Ok(Self { name: path.to_owned(), input: Input::Seekable { file, size_bytes, next: 0, data_end: 0 } })
+        Ok(Self::of(path, Input::Seekable { file, size_bytes, next: 0, data_end: 0 }))
     }
 
     /// Takes what standard input is. A file or block device at its start is read as one: with its holes skipped, and
@@ -78,21 +89,49 @@ impl Source {
         Ok(match size_bytes.filter(|_| is_at_start) {
             // Files that the kernel makes up as they are read have no length.
             None | Some(0) => Self::stream("-", Box::new(file)),
-            Some(size_bytes) => Self {
-                name: name.to_owned(),
-                input: Input::Seekable { file, size_bytes, next: 0, data_end: 0 },
-            },
+            Some(size_bytes) => Self::of(name, Input::Seekable { file, size_bytes, next: 0, data_end: 0 }),
         })
     }
 
     /// Takes bytes in memory, which can be read any number of times.
     pub fn memory(name: &str, bytes: Bytes) -> Self {
-        Self { name: PathBuf::from(name), input: Input::Memory { bytes, next: 0 } }
+        Self::of(Path::new(name), Input::Memory { bytes, next: 0 })
     }
 
     /// Takes a stream, such as standard input.
     pub fn stream(name: &str, reader: Box<dyn Read + Send>) -> Self {
-        Self { name: PathBuf::from(name), input: Input::Stream { reader, ended: false } }
+        Self::of(Path::new(name), Input::Stream { reader, ended: false })
+    }
+
+    fn of(name: &Path, input: Input) -> Self {
+        Self { name: name.to_owned(), input, before: None }
+    }
+
+    /// Makes sure that what is read was in one state all the time: reading ends with `Unsafe` where a file or device was
+    /// written to since then, as far as the kernel tells.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn unchanging(mut self) -> VaultResult<Self> {
+        self.before = self.stamp()?;
+        Ok(self)
+    }
+
+    fn stamp(&self) -> VaultResult<Option<Stamp>> {
+        let Input::Seekable { file, .. } = &self.input else { return Ok(None) };
+        Stamp::of(file).map_err(|error| VaultError::io("reading", &self.name, error))
+    }
+
+    fn check_unchanged(&self) -> VaultResult<()> {
+        if self.before.is_none() || self.before == self.stamp()? {
+            return Ok(());
+        }
+        Err(VaultError::Unsafe(format!(
+            "{}: it was written to while it was read, so a backup would hold no state that it ever was in; none was made. Stop \
+             what writes to it, or back up a snapshot: image files on XFS and btrfs are snapshot by themselves, devices by \
+             LVM, ZFS or what makes them. --live (of an agent: live = true under [agent]) takes it as it comes",
+            self.name.display()
+        )))
     }
 
     /// What it is called.
@@ -110,7 +149,11 @@ impl Source {
     }
 
     /// Starts over from the first region; `false` where that can't be done.
-    pub const fn rewind(&mut self) -> bool {
+    pub fn rewind(&mut self) -> bool {
+        if self.before.is_some() {
+            let Ok(now) = self.stamp() else { return false };
+            self.before = now;
+        }
         match &mut self.input {
             Input::Seekable { next, data_end, .. } => {
                 *next = 0;
@@ -128,7 +171,8 @@ impl Source {
     /// Reads the next region into `buffer`, which is made as long as the region; `None` at the end.
     ///
     /// # Errors
-    /// `Io`, also where a file became shorter while it was read.
+    /// `Io`, also where a file became shorter while it was read; `Unsafe` at the end if it [must not
+    /// change](Self::unchanging) and did.
     pub fn next_region(&mut self, buffer: &mut Vec<u8>) -> VaultResult<Option<RegionRead>> {
         let read = match &mut self.input {
             Input::Seekable { file, size_bytes, next, data_end } => {
@@ -140,7 +184,11 @@ impl Source {
             Input::Memory { bytes, next } => Ok(read_memory(bytes, next, buffer)),
             Input::Stream { reader, ended } => read_stream(reader.as_mut(), ended, buffer),
         };
-        read.map_err(|error| VaultError::io("reading", &self.name, error))
+        let read = read.map_err(|error| VaultError::io("reading", &self.name, error))?;
+        if read.is_none() {
+            self.check_unchanged()?;
+        }
+        Ok(read)
     }
 }
 
@@ -246,6 +294,33 @@ fn read_stream(
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn read_all(source: &mut Source) -> VaultResult<usize> {
+        let (mut buffer, mut regions) = (Vec::new(), 0);
+        while source.next_region(&mut buffer)?.is_some() {
+            regions += 1;
+        }
+        Ok(regions)
+    }
+
+    #[test]
+    fn what_must_not_change_ends_with_an_error_where_it_did() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(FILE_LEN as u64).unwrap();
+        let mut source = Source::open(file.path()).unwrap().unchanging().unwrap();
+        assert_eq!(read_all(&mut source).unwrap(), 3);
+        assert!(source.rewind());
+        // Times of files move in steps of some milliseconds.
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        file.as_file().write_all_at(&[1], 0).unwrap();
+        assert!(matches!(read_all(&mut source), Err(VaultError::Unsafe(_))));
+        // Read anew, it is what it is by then.
+        assert!(source.rewind());
+        assert_eq!(read_all(&mut source).unwrap(), 3);
+        let mut source = Source::open(file.path()).unwrap();
+        file.as_file().write_all_at(&[2], 0).unwrap();
+        assert_eq!(read_all(&mut source).unwrap(), 3, "where it may change");
+    }
 
     /// Pages of a file that are written.
     const PAGE: usize = 4096;

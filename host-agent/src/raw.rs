@@ -1,0 +1,72 @@
+//! Image files and block devices, read in one state.
+//!
+//! A file on a filesystem with reflinks (XFS, btrfs) is read from a clone of it: a snapshot, whoever writes to the file
+//! meanwhile. The clone has no name (`O_TMPFILE`): it is gone with the process, however that ends. Anything else is read in
+//! place, and refused at the end where it was written to meanwhile.
+
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use rustix::fs::{CWD, IFlags, Mode, OFlags, ioctl_ficlone, ioctl_getflags, ioctl_setflags, openat};
+use strongroom_vault::backup::Source;
+use strongroom_vault::{VaultError, VaultResult};
+
+/// How a volume is read.
+#[derive(Debug)]
+pub enum Reading {
+    /// From a clone of the file.
+    Clone,
+    /// In place, because no clone could be made; it must not change meanwhile.
+    InPlace(io::Error),
+    /// In place, as was asked for, even if it changes meanwhile.
+    Live,
+}
+
+impl fmt::Display for Reading {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Clone => f.write_str("from a snapshot of the file"),
+            Self::InPlace(reason) => {
+                write!(f, "in place, without a snapshot ({reason}): refused if it is written to meanwhile")
+            }
+            Self::Live => f.write_str(
+                "live, without a snapshot: what is written to meanwhile is there as of different moments",
+            ),
+        }
+    }
+}
+
+/// Opens a file or block device to be read in one state, or `live`: as it comes.
+///
+/// # Errors
+/// `Io`; `Invalid` for anything else, such as a folder.
+pub fn open(path: &Path, live: bool) -> VaultResult<(Source, Reading)> {
+    let io = |error| VaultError::io("opening", path, error);
+    let file = File::open(path).map_err(io)?;
+    if live {
+        return Ok((Source::opened(path, file)?, Reading::Live));
+    }
+    match clone(path, &file) {
+        Ok(clone) => Ok((Source::opened(path, clone)?, Reading::Clone)),
+        Err(reason) => Ok((Source::opened(path, file)?.unchanging()?, Reading::InPlace(reason))),
+    }
+}
+
+/// Makes a clone of a file, without a name, that shares its extents (ioctl_ficlone(2)).
+fn clone(path: &Path, file: &File) -> io::Result<File> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let path = path.canonicalize()?;
+    let folder = path.parent().unwrap_or(&path);
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let clone = openat(CWD, folder, flags, Mode::RUSR | Mode::WUSR)?;
+    // btrfs clones a file without copy-on-write, as images often are, only to another one.
+    if ioctl_getflags(file).is_ok_and(|flags| flags.contains(IFlags::NOCOW)) {
+        ioctl_setflags(&clone, ioctl_getflags(&clone)? | IFlags::NOCOW)?;
+    }
+    ioctl_ficlone(&clone, file)?;
+    Ok(File::from(clone))
+}
