@@ -10,6 +10,7 @@ use strongroom_catalog::retention::Rate;
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_vault::restore::DEFAULT_FETCHES;
 
+use crate::host::Volume;
 use crate::version;
 
 /// Encrypted, deduplicated backup of block volumes to S3 or a folder, without a server.
@@ -262,8 +263,9 @@ pub struct RecoveryKitArgs {
 
 #[derive(Debug, Args)]
 pub struct BackupArgs {
-    /// A file, a block device, or - for standard input
-    pub source: PathBuf,
+    /// A file, a block device, or - for standard input; qemu:FORMAT:FILE for an image in another format, such as
+    /// qemu:qcow2:vm.qcow2; nbd+unix:///NAME?socket=PATH for an export
+    pub source: Volume,
     /// The volume's name in the target
     #[arg(long, value_name = "NAME")]
     pub volume: String,

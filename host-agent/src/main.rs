@@ -6,10 +6,10 @@ mod agent;
 mod cli;
 mod commands;
 mod fleet;
+mod host;
 mod keys;
 mod open;
 mod output;
-mod raw;
 mod serve;
 mod version;
 

@@ -8,6 +8,7 @@ use strongroom_vault::{VaultError, VaultResult};
 
 use crate::cli::parse_bytes;
 use crate::commands::cores;
+use crate::host::Volume;
 
 /// The table `[agent]` of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,6 +20,9 @@ pub struct AgentConfig {
     pub destinations: Vec<PathBuf>,
     /// Whether sources are read as they are, without a snapshot and even if they are written to meanwhile.
     pub live: bool,
+    /// Whether sources may be images in qemu's formats: such an image may name others that it is based on, anywhere on this host,
+    /// and those are read as well.
+    pub images: bool,
     /// Runs worked on at once.
     pub concurrency: usize,
     /// Worker threads of one run; one for each core if 0.
@@ -55,6 +59,7 @@ impl Default for AgentConfig {
             sources: Vec::new(),
             destinations: Vec::new(),
             live: false,
+            images: false,
             concurrency: 2,
             workers: 0,
             memory: None,
@@ -117,11 +122,19 @@ impl AgentConfig {
     ///
     /// # Errors
     /// `Invalid` if it may not; `Io` if it is not there.
-    pub fn source(&self, path: &str) -> VaultResult<PathBuf> {
-        let path = Path::new(path);
+    pub fn source(&self, text: &str) -> VaultResult<Volume> {
+        let volume: Volume = text.parse().map_err(VaultError::Invalid)?;
+        if matches!(volume, Volume::Image { .. }) && !self.images {
+            return Err(VaultError::Invalid(
+                "this host lets its agent read images in qemu's formats only with images = true under [agent] in its \
+                 configuration file"
+                    .to_owned(),
+            ));
+        }
+        let path = volume.path();
         let found = path.canonicalize().map_err(|error| VaultError::io("opening", path, error))?;
         allowed(&self.sources, &found, "sources", "read")?;
-        Ok(found)
+        Ok(volume.at(found))
     }
 
     /// Finds what a message calls a destination, if it may be written.
@@ -192,5 +205,13 @@ mod tests {
         }
         assert!(config.destination(&path("no/such/folder")).is_err());
         assert!(AgentConfig::default().source(&path("a.img")).is_err(), "nothing is listed");
+        let image = format!("qemu:qcow2:{}", path("a.img"));
+        assert!(config.source(&image).is_err(), "images name other files");
+        let config = AgentConfig { images: true, ..config };
+        assert!(config.source(&image).is_ok());
+        for outside in [path("link"), path("../secret")] {
+            assert!(config.source(&format!("qemu:qcow2:{outside}")).is_err(), "{outside}");
+            assert!(config.source(&format!("nbd+unix:///?socket={outside}")).is_err(), "{outside}");
+        }
     }
 }

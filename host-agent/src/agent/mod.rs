@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::fleet::pause_after;
+use crate::host;
 use crate::open::Settings;
 
 pub use config::AgentConfig;
@@ -86,6 +87,7 @@ impl Agent {
         if let Some(address) = self.config.metrics {
             tokio::spawn(Arc::clone(&self.metrics).serve(address));
         }
+        let _panicked = tokio::task::spawn_blocking(host::clean_up).await;
         let runs_at_once = self.config.runs_at_once();
         info!(queue = %self.name, runs_at_once, "the agent is ready");
         let places = Arc::new(Semaphore::new(runs_at_once));

@@ -17,7 +17,7 @@ use strongroom_vault::{Progress, VaultError, VaultResult};
 use tracing::{info, warn};
 
 use super::{Agent, hooks};
-use crate::raw::{self, Reading};
+use crate::host::Reading;
 
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
@@ -86,8 +86,8 @@ impl Agent {
         };
         let about = hooks::About { volume, source, run: id };
         hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await?;
-        let (path, live) = (self.config.source(source)?, self.config.live);
-        let opened = tokio::task::spawn_blocking(move || raw::open(&path, live)).await;
+        let (volume_source, live) = (self.config.source(source)?, self.config.live);
+        let opened = tokio::task::spawn_blocking(move || volume_source.open(live)).await;
         let (source, reading) = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
         info!(run = %id, %volume, %reading, "the volume is open");
         Ok((source, reading))

@@ -1,7 +1,7 @@
 //! `backup` and `restore`.
 
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -13,9 +13,9 @@ use strongroom_vault::{Progress, Target, VaultError, VaultResult};
 
 use super::Done;
 use crate::cli::{BackupArgs, RestoreArgs};
+use crate::host::Volume;
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
-use crate::raw;
 
 pub async fn backup(
     settings: &Settings,
@@ -23,12 +23,12 @@ pub async fn backup(
     args: &BackupArgs,
     output: Output,
 ) -> VaultResult<Done> {
-    let source = if args.source == Path::new("-") {
+    let source = if args.source == Volume::File(PathBuf::from("-")) {
         let input = std::io::stdin().as_fd().try_clone_to_owned();
         Source::standard_input(input.map_err(|error| VaultError::io("opening", Path::new("-"), error))?)?
     } else {
-        let (source, reading) = raw::open(&args.source, args.live)?;
-        output.say(&format!("{} is read {reading}", args.source.display()));
+        let (source, reading) = args.source.open(args.live)?;
+        output.say(&format!("{} is read {reading}", args.source.path().display()));
         source
     };
     let options = BackupOptions {

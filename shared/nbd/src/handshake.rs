@@ -7,7 +7,7 @@ use crate::wire::{
 };
 
 /// The only context there is.
-const ALLOCATION_CONTEXT: &str = "base:allocation";
+pub(crate) const ALLOCATION_CONTEXT: &str = "base:allocation";
 /// Its number in this server's replies.
 pub const ALLOCATION_CONTEXT_ID: u32 = 1;
 /// What a client asks with to see all contexts of the namespace.
@@ -17,33 +17,33 @@ pub const MAX_OPTION_BYTES: u32 = 16 << 10;
 /// The block size that is quickest, bytes: blocks of the overlay, pages of a guest.
 const PREFERRED_BLOCK_BYTES: u32 = 4096;
 
-const FLAG_FIXED_NEWSTYLE: u16 = 1;
-const FLAG_NO_ZEROES: u16 = 2;
-const CLIENT_FIXED_NEWSTYLE: u32 = 1;
-const CLIENT_NO_ZEROES: u32 = 2;
+pub(crate) const FLAG_FIXED_NEWSTYLE: u16 = 1;
+pub(crate) const FLAG_NO_ZEROES: u16 = 2;
+pub(crate) const CLIENT_FIXED_NEWSTYLE: u32 = 1;
+pub(crate) const CLIENT_NO_ZEROES: u32 = 2;
 
 const OPT_EXPORT_NAME: u32 = 1;
 const OPT_ABORT: u32 = 2;
 const OPT_LIST: u32 = 3;
 const OPT_INFO: u32 = 6;
-const OPT_GO: u32 = 7;
-const OPT_STRUCTURED_REPLY: u32 = 8;
+pub(crate) const OPT_GO: u32 = 7;
+pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
 const OPT_LIST_META_CONTEXT: u32 = 9;
-const OPT_SET_META_CONTEXT: u32 = 10;
+pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
 
-const REP_ACK: u32 = 1;
+pub(crate) const REP_ACK: u32 = 1;
 const REP_SERVER: u32 = 2;
-const REP_INFO: u32 = 3;
-const REP_META_CONTEXT: u32 = 4;
+pub(crate) const REP_INFO: u32 = 3;
+pub(crate) const REP_META_CONTEXT: u32 = 4;
 const REP_ERR_UNSUP: u32 = 0x8000_0001;
 const REP_ERR_INVALID: u32 = 0x8000_0003;
 const REP_ERR_UNKNOWN: u32 = 0x8000_0006;
 const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
 
-const INFO_EXPORT: u16 = 0;
+pub(crate) const INFO_EXPORT: u16 = 0;
 const INFO_NAME: u16 = 1;
 const INFO_DESCRIPTION: u16 = 2;
-const INFO_BLOCK_SIZE: u16 = 3;
+pub(crate) const INFO_BLOCK_SIZE: u16 = 3;
 
 const HAS_FLAGS: u16 = 1;
 const READ_ONLY: u16 = 1 << 1;

@@ -1,11 +1,12 @@
 //! The network block device protocol, fixed newstyle, as `doc/proto.md` of NetworkBlockDevice/nbd has it.
 //!
-//! [`handshake`], [`request`] and [`reply`] are pure: bytes in, values or bytes out. [`server`] alone reads and writes.
+//! [`handshake`], [`request`] and [`reply`] are pure: bytes in, values or bytes out. [`server`] and [`client`] read and write.
 //!
 //! Invariants:
-//! - every number a client sends is bounded before anything is allocated or computed with it;
-//! - a client that breaks the protocol gets an error, or is cut off; no input panics.
+//! - every number that the other side sends is bounded before anything is allocated or computed with it;
+//! - who breaks the protocol gets an error, or is cut off; no input panics.
 
+pub mod client;
 pub mod export;
 pub mod handshake;
 pub mod reply;
@@ -16,6 +17,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+pub use client::{Client, ClientError};
 pub use export::{Allocation, Export, Piece, Status};
 pub use handshake::ExportInfo;
 pub use reply::Failure;

@@ -9,12 +9,12 @@ use crate::wire::{MAX_STRING_BYTES, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC};
 /// The most extents in one reply: 8 KiB of them. Clients ask on where the reply ends.
 pub const MAX_STATUS_EXTENTS: usize = 1024;
 
-const FLAG_DONE: u16 = 1;
+pub(crate) const FLAG_DONE: u16 = 1;
 
-const TYPE_NONE: u16 = 0;
-const TYPE_OFFSET_DATA: u16 = 1;
-const TYPE_OFFSET_HOLE: u16 = 2;
-const TYPE_BLOCK_STATUS: u16 = 5;
+pub(crate) const TYPE_NONE: u16 = 0;
+pub(crate) const TYPE_OFFSET_DATA: u16 = 1;
+pub(crate) const TYPE_OFFSET_HOLE: u16 = 2;
+pub(crate) const TYPE_BLOCK_STATUS: u16 = 5;
 const TYPE_ERROR: u16 = (1 << 15) + 1;
 
 const STATE_HOLE_AND_ZERO: u32 = 3;
@@ -154,7 +154,7 @@ pub fn block_status(cookie: u64, extents: &[Status]) -> Vec<u8> {
     bytes
 }
 
-const CHUNK_HEADER_BYTES: usize = 20;
+pub(crate) const CHUNK_HEADER_BYTES: usize = 20;
 
 fn put_chunk_header(bytes: &mut Vec<u8>, flags: u16, kind: u16, cookie: u64, payload_bytes: usize) {
     bytes.extend(STRUCTURED_REPLY_MAGIC.to_be_bytes());

@@ -9,14 +9,14 @@ use crate::handshake::{ExportInfo, Session};
 use crate::reply::ErrorCode;
 use crate::wire::{Cursor, MAX_PAYLOAD_BYTES, Malformed, REQUEST_MAGIC};
 
-const READ: u16 = 0;
+pub(crate) const READ: u16 = 0;
 const WRITE: u16 = 1;
-const DISCONNECT: u16 = 2;
+pub(crate) const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
 const CACHE: u16 = 5;
 const WRITE_ZEROES: u16 = 6;
-const BLOCK_STATUS: u16 = 7;
+pub(crate) const BLOCK_STATUS: u16 = 7;
 
 const FLAG_FUA: u16 = 1;
 const FLAG_NO_HOLE: u16 = 1 << 1;

@@ -1,6 +1,7 @@
 //! The protocol byte by byte, as `proto.md` has it, and whole conversations with a server.
 
 use std::ops::Range;
+use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -8,6 +9,7 @@ use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 
+use crate::client::{self, ClientError};
 use crate::export::{Allocation, Export, Piece, Status};
 use crate::handshake::{ExportInfo, Haggling, OptionHeader, Session, Step, greeting};
 use crate::reply::{self, ErrorCode, Failure};
@@ -435,4 +437,161 @@ async fn allocation_is_told_in_extents_that_differ() {
     client.ask(0, 7, 512, 512).await;
     let told = reply::block_status(7, &[Status { allocation: Allocation::Data, len: 512 }]);
     assert_eq!(client.take(told.len()).await, told);
+}
+
+/// Lets a blocking client talk to the server.
+async fn with_our_client<T: Send + 'static>(
+    export: Arc<Memory>,
+    talk: impl FnOnce(std::os::unix::net::UnixStream) -> T + Send + 'static,
+) -> T {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    theirs.set_nonblocking(true).unwrap();
+    let (reader, writer) = tokio::net::UnixStream::from_std(theirs).unwrap().into_split();
+    let (_stop, stopped) = watch::channel(false);
+    let server = tokio::spawn(serve(reader, writer, export, stopped));
+    let answer = tokio::task::spawn_blocking(move || talk(ours)).await.unwrap();
+    // Who is refused hangs up.
+    let _ended = server.await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn our_client_and_our_server_understand_each_other() {
+    let export = Memory::new();
+    let bytes: Vec<u8> = (0..SIZE_BYTES).map(|at| (at % 251) as u8).collect();
+    export.bytes.lock().unwrap().copy_from_slice(&bytes);
+    with_our_client(export, move |stream| {
+        let mut client = client::Client::connect(stream, "own").unwrap();
+        assert_eq!((client.size_bytes(), client.tells_holes()), (SIZE_BYTES, true));
+        // As the server has it: a hole of 1024 bytes, and data.
+        let extents = client.status(0..SIZE_BYTES).unwrap();
+        assert_eq!(extents[0].allocation, Allocation::Hole);
+        let mut buffer = vec![0xff; 4096];
+        client.read(1000, &[1000..1003, 2000..5000], &mut buffer).unwrap();
+        assert_eq!(buffer[..3], bytes[1000..1003]);
+        assert!(buffer[3..1000].iter().all(|&byte| byte == 0xff), "what was not asked for is left alone");
+        assert_eq!(buffer[1000..4000], bytes[2000..5000]);
+        // The last sector is damaged.
+        let damaged = client.read(SIZE_BYTES - 512, from_ref(&(SIZE_BYTES - 512..SIZE_BYTES)), &mut buffer);
+        assert!(matches!(damaged, Err(ClientError::Refused(why)) if why.contains("damaged")));
+        client.disconnect().unwrap();
+    })
+    .await;
+    let unknown =
+        with_our_client(Memory::new(), |stream| client::Client::connect(stream, "other").unwrap_err());
+    assert!(matches!(unknown.await, ClientError::Refused(why) if why.contains("no export")));
+}
+
+/// What a server says, and nobody listens to the client.
+struct Script<'a>(&'a [u8]);
+
+impl std::io::Read for Script<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        std::io::Read::read(&mut self.0, buffer)
+    }
+}
+
+impl std::io::Write for Script<'_> {
+    fn write(&mut self, buffer: &[u8]) -> std::io::Result<usize> {
+        Ok(buffer.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// A handshake for 1 MiB with structured replies and allocation under number 5.
+fn agreed() -> Vec<u8> {
+    hex("4e42444d41474943 49484156454f5054 0003 \
+         0003e889045565a9 00000008 00000001 00000000 \
+         0003e889045565a9 0000000a 00000004 00000013 00000005 626173653a616c6c6f636174696f6e \
+         0003e889045565a9 0000000a 00000001 00000000 \
+         0003e889045565a9 00000007 00000003 0000000c 0000 0000000000100000 0503 \
+         0003e889045565a9 00000007 00000001 00000000")
+}
+
+/// Reads 8 bytes at 16 with what a server answers.
+fn read_with(answer: &str) -> Result<[u8; 8], ClientError> {
+    let said = [agreed(), hex(answer)].concat();
+    let mut client = client::Client::connect(Script(&said), "")?;
+    let mut buffer = [0xff; 8];
+    client.read(16, from_ref(&(16..24)), &mut buffer)?;
+    Ok(buffer)
+}
+
+#[test]
+fn answers_to_reads_are_taken_whole_or_not_at_all() {
+    let data = |flags: &str, cookie: u8, offset: u64, bytes: &str| {
+        let len = 8 + bytes.len() / 2;
+        format!("668e33ef {flags} 0001 00000000000000{cookie:02x} {len:08x} {offset:016x} {bytes}")
+    };
+    let hole = |offset: u64, len: u32| {
+        format!("668e33ef 0000 0002 0000000000000001 0000000c {offset:016x} {len:08x}")
+    };
+    let end = "668e33ef 0001 0000 0000000000000001 00000000";
+    assert_eq!(read_with(&data("0001", 1, 16, "0102030405060708")).unwrap(), [1, 2, 3, 4, 5, 6, 7, 8]);
+    // In pieces, the last first.
+    let pieces = [data("0000", 1, 22, "0708"), hole(18, 4), data("0000", 1, 16, "0102"), end.to_owned()];
+    assert_eq!(read_with(&pieces.concat()).unwrap(), [1, 2, 0, 0, 0, 0, 7, 8]);
+    let broken = [
+        ("left out", [data("0000", 1, 16, "010203040506"), end.to_owned()].concat()),
+        ("twice", [data("0000", 1, 16, "0102030405060708"), hole(20, 4), end.to_owned()].concat()),
+        ("before it", data("0001", 1, 15, "0102030405060708")),
+        ("beyond it", data("0001", 1, 17, "0102030405060708")),
+        ("at the end of numbers", hole(u64::MAX, 4)),
+        ("an empty piece", hole(16, 0)),
+        ("another request", data("0001", 2, 16, "0102030405060708")),
+        ("an unknown kind", "668e33ef 0001 0003 0000000000000001 00000000".to_owned()),
+        ("not structured", "67446698 00000000 0000000000000001 0102030405060708".to_owned()),
+        ("an endless error", "668e33ef 0001 8001 0000000000000001 ffffffff".to_owned()),
+    ];
+    for (what, answer) in broken {
+        assert!(matches!(read_with(&answer), Err(ClientError::Protocol(_))), "{what}");
+    }
+    let refused = read_with("668e33ef 0001 8001 0000000000000001 0000000a 00000005 0004 6f6f7073");
+    assert!(matches!(refused, Err(ClientError::Refused(why)) if why.contains("oops")));
+    assert!(matches!(read_with(&data("0001", 1, 16, "01")[..40]), Err(ClientError::Io(_))), "cut off");
+}
+
+#[test]
+fn a_hole_that_is_not_said_to_be_zeros_is_read() {
+    let answer = "668e33ef 0001 0005 0000000000000001 0000001c 00000005 \
+                  00000200 00000001 00000200 00000003 00000200 00000002";
+    let said = [agreed(), hex(answer)].concat();
+    let mut client = client::Client::connect(Script(&said), "").unwrap();
+    let allocations: Vec<_> =
+        client.status(0..2048).unwrap().iter().map(|extent| extent.allocation).collect();
+    assert_eq!(allocations, [Allocation::Data, Allocation::Hole, Allocation::Hole]);
+    for empty in
+        ["00000004 00000005", "0000000c 00000005 00000000 00000000", "0000000c 00000006 00000200 00000000"]
+    {
+        let said = [agreed(), hex(&format!("668e33ef 0001 0005 0000000000000001 {empty}"))].concat();
+        let mut client = client::Client::connect(Script(&said), "").unwrap();
+        assert!(matches!(client.status(0..2048), Err(ClientError::Protocol(_))), "{empty}");
+    }
+}
+
+proptest! {
+    /// Whatever a server says, a client ends, and does not panic.
+    #[test]
+    fn a_client_survives_any_server(
+        noise in proptest::collection::vec(any::<u8>(), 0..400),
+        at in 0_usize..150,
+        flip in any::<u8>(),
+    ) {
+        let talk = |said: &[u8]| {
+            let Ok(mut client) = client::Client::connect(Script(said), "") else { return };
+            let mut buffer = vec![0; 4096];
+            if client.status(0..4096).is_ok() {
+                let _ = client.read(0, from_ref(&(0..4096)), &mut buffer);
+            }
+        };
+        talk(&noise);
+        let mut said = [agreed(), noise].concat();
+        talk(&said);
+        let len = agreed().len();
+        said[at % len] ^= flip;
+        talk(&said);
+    }
 }

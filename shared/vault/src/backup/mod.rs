@@ -36,7 +36,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-pub use source::Source;
+pub use source::{Device, RegionRead, Source};
 
 use crate::commit::{CommitRequest, Committed, Committer, Direct};
 use crate::context::Entropy;

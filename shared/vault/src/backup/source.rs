@@ -32,7 +32,21 @@ pub struct Source {
     before: Option<Stamp>,
 }
 
+/// A device of known length that is not a file here, such as a remote one.
+pub trait Device: Send {
+    /// Its length, bytes.
+    fn size_bytes(&self) -> u64;
+
+    /// Reads `len` bytes from `start` on into `buffer`, which is made that long, unless all of it is a hole.
+    ///
+    /// # Errors
+    /// Of whatever it is read through.
+    fn read_region(&mut self, start: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<RegionRead>;
+}
+
 enum Input {
+    /// Length known, any region can be read.
+    Device { device: Box<dyn Device>, next: u64 },
     /// Length known, any region can be read, holes are skipped.
     Seekable { file: File, size_bytes: u64, next: u64, data_end: u64 },
     /// All there already.
@@ -93,6 +107,11 @@ impl Source {
         })
     }
 
+    /// Takes a device, which is in one state as long as it is read.
+    pub fn device(name: &Path, device: Box<dyn Device>) -> Self {
+        Self::of(name, Input::Device { device, next: 0 })
+    }
+
     /// Takes bytes in memory, which can be read any number of times.
     pub fn memory(name: &str, bytes: Bytes) -> Self {
         Self::of(Path::new(name), Input::Memory { bytes, next: 0 })
@@ -140,8 +159,9 @@ impl Source {
     }
 
     /// Length, bytes, where it is known beforehand.
-    pub const fn size_bytes(&self) -> Option<u64> {
+    pub fn size_bytes(&self) -> Option<u64> {
         match &self.input {
+            Input::Device { device, .. } => Some(device.size_bytes()),
             Input::Seekable { size_bytes, .. } => Some(*size_bytes),
             Input::Memory { bytes, .. } => Some(bytes.len() as u64),
             Input::Stream { .. } => None,
@@ -155,6 +175,10 @@ impl Source {
             self.before = now;
         }
         match &mut self.input {
+            Input::Device { next, .. } => {
+                *next = 0;
+                true
+            }
             Input::Seekable { next, data_end, .. } => {
                 *next = 0;
                 *data_end = 0;
@@ -175,6 +199,13 @@ impl Source {
     /// change](Self::unchanging) and did.
     pub fn next_region(&mut self, buffer: &mut Vec<u8>) -> VaultResult<Option<RegionRead>> {
         let read = match &mut self.input {
+            Input::Device { device, next } => {
+                let start = *next;
+                let left = usize::try_from(device.size_bytes().saturating_sub(start)).unwrap_or(usize::MAX);
+                let len = left.min(REGION_LEN);
+                *next += len as u64;
+                if len == 0 { Ok(None) } else { device.read_region(start, len, buffer).map(Some) }
+            }
             Input::Seekable { file, size_bytes, next, data_end } => {
                 let left = usize::try_from(size_bytes.saturating_sub(*next)).unwrap_or(usize::MAX);
                 let start = *next;

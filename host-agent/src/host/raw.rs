@@ -4,7 +4,6 @@
 //! meanwhile. The clone has no name (`O_TMPFILE`): it is gone with the process, however that ends. Anything else is read in
 //! place, and refused at the end where it was written to meanwhile.
 
-use std::fmt;
 use std::fs::File;
 use std::io;
 use std::path::Path;
@@ -13,30 +12,7 @@ use rustix::fs::{CWD, IFlags, Mode, OFlags, ioctl_ficlone, ioctl_getflags, ioctl
 use strongroom_vault::backup::Source;
 use strongroom_vault::{VaultError, VaultResult};
 
-/// How a volume is read.
-#[derive(Debug)]
-pub enum Reading {
-    /// From a clone of the file.
-    Clone,
-    /// In place, because no clone could be made; it must not change meanwhile.
-    InPlace(io::Error),
-    /// In place, as was asked for, even if it changes meanwhile.
-    Live,
-}
-
-impl fmt::Display for Reading {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Clone => f.write_str("from a snapshot of the file"),
-            Self::InPlace(reason) => {
-                write!(f, "in place, without a snapshot ({reason}): refused if it is written to meanwhile")
-            }
-            Self::Live => f.write_str(
-                "live, without a snapshot: what is written to meanwhile is there as of different moments",
-            ),
-        }
-    }
-}
+use super::Reading;
 
 /// Opens a file or block device to be read in one state, or `live`: as it comes.
 ///
