@@ -16,12 +16,12 @@ use super::failed;
 /// The most of an export that is asked about at once, bytes.
 const ASKED_BYTES: u64 = 1 << 30;
 /// How long a server may take for an answer: as long as storage may hang.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Opens an export.
 pub fn open(socket: &Path, name: &str) -> VaultResult<Source> {
     let stream = UnixStream::connect(socket).map_err(|error| VaultError::io("opening", socket, error))?;
-    Ok(Source::device(socket, Box::new(Export::new(socket, stream, name)?)))
+    Ok(Source::device(socket, Box::new(Export::new(socket, stream, name, PATIENCE)?)))
 }
 
 /// An export that is read from its start to its end.
@@ -34,9 +34,9 @@ pub struct Export {
 }
 
 impl Export {
-    /// Agrees with the server at `socket` on an export.
-    pub fn new(socket: &Path, stream: UnixStream, name: &str) -> VaultResult<Self> {
-        let timeouts = stream.set_read_timeout(Some(PATIENCE)).and(stream.set_write_timeout(Some(PATIENCE)));
+    /// Agrees with the server at `socket` on an export; each of its answers may take so long.
+    pub fn new(socket: &Path, stream: UnixStream, name: &str, patience: Duration) -> VaultResult<Self> {
+        let timeouts = stream.set_read_timeout(Some(patience)).and(stream.set_write_timeout(Some(patience)));
         timeouts.map_err(|error| VaultError::io("opening", socket, error))?;
         let client = Client::connect(stream, name).map_err(|error| failed("opening", socket, error))?;
         Ok(Self { client, data: VecDeque::new(), known_to: 0 })

@@ -4,18 +4,21 @@
 //! server ends with our connection to it, and its socket goes as soon as that is made: a kill leaves nothing behind but in
 //! the moment before, which the next one finds ([`clean_up`]).
 
-use std::io::{self, Read};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use rustix::process::geteuid;
 use strongroom_vault::backup::{Device, RegionRead, Source};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
-use super::export::Export;
+use super::export::{Export, PATIENCE};
 use super::failed;
 
 /// What folders of sockets are called, before the number of their process.
@@ -23,8 +26,10 @@ const PREFIX: &str = "strongroom-nbd-";
 const SOCKET: &str = "socket";
 /// How long qemu-nbd may take to open an image.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long one may take to answer or to end that has nothing else to do.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most of its complaint that is told, bytes.
-const MAX_COMPLAINT_BYTES: u64 = 2000;
+const MAX_COMPLAINT_BYTES: usize = 2000;
 
 /// Opens an image in one of qemu's formats.
 pub fn open(format: &str, image: &Path) -> VaultResult<Source> {
@@ -35,7 +40,9 @@ pub fn open(format: &str, image: &Path) -> VaultResult<Source> {
     let socket = folder.path().join(SOCKET);
     let mut server = Server::start(format, &image, &socket)?;
     let stream = server.connect(&image, &socket)?;
-    let export = Export::new(&image, stream, "")?;
+    // It takes connections before it opens the image.
+    let export =
+        Export::new(&image, stream, "", PATIENCE).map_err(|error| server.complaint_after(&image, error))?;
     Ok(Source::device(&image, Box::new(Image { export, _server: server })))
 }
 
@@ -46,18 +53,19 @@ pub fn clean_up() {
         let name = folder.file_name();
         let Some(rest) = name.to_str().and_then(|name| name.strip_prefix(PREFIX)) else { continue };
         let Some((process, _)) = rest.split_once('-') else { continue };
-        if Path::new("/proc").join(process).exists() {
+        let is_ours =
+            folder.metadata().is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
+        if !is_ours || Path::new("/proc").join(process).exists() {
             continue;
         }
         let socket = folder.path().join(SOCKET);
         // It ends once a client leaves.
         if let Ok(stream) = UnixStream::connect(&socket) {
-            drop(Export::new(&socket, stream, ""));
+            drop(Export::new(&socket, stream, "", LEAVE_TIMEOUT));
         }
         match std::fs::remove_dir_all(folder.path()) {
             Ok(()) => warn!(folder = %folder.path().display(), "removed what a killed backup left"),
-            // Another user's.
-            Err(error) => tracing::debug!(folder = %folder.path().display(), %error, "left alone"),
+            Err(error) => warn!(folder = %folder.path().display(), %error, "what a killed backup left stays"),
         }
     }
 }
@@ -80,22 +88,29 @@ impl Device for Image {
 }
 
 /// `qemu-nbd`, ended when this is dropped.
-struct Server(Child);
+struct Server {
+    child: Child,
+    /// What it says goes to a file: a pipe that nobody reads would hold it up once full.
+    said: File,
+}
 
 impl Server {
     fn start(format: &str, image: &Path, socket: &Path) -> VaultResult<Self> {
         // Not a file name as qemu reads them: those may begin with a protocol. Commas are doubled in options.
         let file = image.display().to_string().replace(',', ",,");
         let options = format!("driver={format},file.driver=file,file.filename={file}");
+        let io = |error| VaultError::io("making", &std::env::temp_dir(), error);
+        let said = tempfile::tempfile().map_err(io)?;
+        let stderr = said.try_clone().map_err(io)?;
         let child = Command::new("qemu-nbd")
             .args(["--read-only", "--image-opts", "--socket"])
             .arg(socket)
             .arg(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stderr(stderr)
             .spawn();
-        child.map(Self).map_err(|error| match error.kind() {
+        child.map(|child| Self { child, said }).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => VaultError::Invalid(format!(
                 "{}: images of other formats than raw are read through qemu-nbd, which is not installed: it is in the package \
                  qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL) or qemu-tools (SUSE)",
@@ -111,7 +126,7 @@ impl Server {
             if let Ok(stream) = UnixStream::connect(socket) {
                 return Ok(stream);
             }
-            if let Some(status) = self.0.try_wait().map_err(|error| failed("opening", image, error))? {
+            if let Ok(Some(status)) = self.child.try_wait() {
                 return Err(self.complaint(image, &status.to_string()));
             }
             if begun.elapsed() > START_TIMEOUT {
@@ -122,11 +137,22 @@ impl Server {
         }
     }
 
-    fn complaint(&mut self, image: &Path, status: &str) -> VaultError {
-        let mut said = Vec::new();
-        if let Some(stderr) = &mut self.0.stderr {
-            let _ = stderr.take(MAX_COMPLAINT_BYTES).read_to_end(&mut said);
+    /// Why the connection to it broke: what it said, if it ended.
+    fn complaint_after(&mut self, image: &Path, error: VaultError) -> VaultError {
+        let begun = Instant::now();
+        while begun.elapsed() < LEAVE_TIMEOUT {
+            if let Ok(Some(status)) = self.child.try_wait() {
+                return self.complaint(image, &status.to_string());
+            }
+            sleep(Duration::from_millis(10));
         }
+        error
+    }
+
+    fn complaint(&self, image: &Path, status: &str) -> VaultError {
+        let mut said = vec![0; MAX_COMPLAINT_BYTES];
+        let len = self.said.read_at(&mut said, 0).unwrap_or(0);
+        said.truncate(len);
         let said = String::from_utf8_lossy(&said);
         let message = format!("{}: qemu-nbd ended with {status}: {}", image.display(), said.trim());
         if said.contains(" lock") {
@@ -140,7 +166,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
