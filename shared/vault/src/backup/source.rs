@@ -351,6 +351,13 @@ mod tests {
         let mut source = Source::open(file.path()).unwrap();
         file.as_file().write_all_at(&[2], 0).unwrap();
         assert_eq!(read_all(&mut source).unwrap(), 3, "where it may change");
+        // Another file of the same name is not what is read.
+        let mut source = Source::open(file.path()).unwrap().unchanging().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let other = file.path().with_extension("new");
+        std::fs::write(&other, "other").unwrap();
+        std::fs::rename(&other, file.path()).unwrap();
+        assert_eq!(read_all(&mut source).unwrap(), 3);
     }
 
     /// Pages of a file that are written.

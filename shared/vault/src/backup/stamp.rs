@@ -9,9 +9,10 @@ use rustix::fs::{major, minor};
 /// Differs before and after a write, as far as the kernel tells.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stamp {
-    /// Of a file: its length, and when it was last changed, seconds and nanoseconds. Times of files move in steps of some
-    /// milliseconds, and writes through a memory mapping count when the kernel learns of them.
-    File { size_bytes: u64, changed: (i64, i64) },
+    /// Of a file: its length, and when it was last written to, seconds and nanoseconds. Times of files move in steps of some
+    /// milliseconds, and writes through a memory mapping count when the kernel learns of them. Not the time of the last
+    /// change: another file that takes its name changes that too, and nothing of what is read.
+    File { size_bytes: u64, modified: (i64, i64) },
     /// Of a block device: sectors written and discarded through it since it is there
     /// (Documentation/admin-guide/iostats.rst of the kernel).
     Device { written: u64, discarded: u64 },
@@ -22,8 +23,8 @@ impl Stamp {
     pub fn of(file: &File) -> io::Result<Option<Self>> {
         let metadata = file.metadata()?;
         if !metadata.file_type().is_block_device() {
-            let changed = (metadata.ctime(), metadata.ctime_nsec());
-            return Ok(Some(Self::File { size_bytes: metadata.len(), changed }));
+            let modified = (metadata.mtime(), metadata.mtime_nsec());
+            return Ok(Some(Self::File { size_bytes: metadata.len(), modified }));
         }
         // What lies in the page cache still is not counted before it is written.
         file.sync_all()?;
