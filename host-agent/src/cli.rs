@@ -264,7 +264,7 @@ pub struct RecoveryKitArgs {
 #[derive(Debug, Args)]
 pub struct BackupArgs {
     /// A file, a block device, or - for standard input; qemu:FORMAT:FILE for an image in another format, such as
-    /// qemu:qcow2:vm.qcow2; nbd+unix:///NAME?socket=PATH for an export
+    /// qemu:qcow2:vm.qcow2; qmp:SOCKET:NODE for a disk of a running machine; nbd+unix:///NAME?socket=PATH for an export
     pub source: Volume,
     /// The volume's name in the target
     #[arg(long, value_name = "NAME")]
@@ -276,7 +276,14 @@ pub struct BackupArgs {
     /// as of different moments
     #[arg(long)]
     pub live: bool,
-    /// Reads as if for the first time, without the help of the last backup
+    /// Has the guest's filesystems stand still while the snapshot is made, through the socket of its QEMU guest agent
+    #[arg(long, value_name = "SOCKET")]
+    pub guest_agent: Option<PathBuf>,
+    /// Makes the source take note of what changes, so that only that is read (and samples of the rest) the next time: for
+    /// qcow2 images and disks of running machines, which get a bitmap for it
+    #[arg(long)]
+    pub track_changes: bool,
+    /// Reads as if for the first time, without the help of the last backup or of what the source took note of
     #[arg(long)]
     pub full_read: bool,
     /// Worker threads [default: one for each core]

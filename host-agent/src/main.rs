@@ -109,6 +109,7 @@ fn exit_code(error: &VaultError) -> u8 {
         | VaultError::Fenced(_)
         | VaultError::Io { .. }
         | VaultError::Cache(_)
+        | VaultError::Doubtful(_)
         | VaultError::Internal(_)
         | VaultError::Breach(_) => 1,
     }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use crate::agent::AgentConfig;
 use crate::cli::{Global, parse_bytes};
 use crate::fleet::VolumeConfig;
+use crate::host::{Chap, SnapshotRequest, Tracking};
 use crate::keys::{KeyFile, Passphrase};
 
 /// The configuration file: the same names as the options.
@@ -38,6 +39,9 @@ pub struct ConfigFile {
     /// What the agent may do on this host.
     #[serde(default)]
     agent: AgentConfig,
+    /// Whom targets of iSCSI let in, by their names.
+    #[serde(default)]
+    iscsi: std::collections::BTreeMap<String, Chap>,
     /// Volumes that `strongroom up` sees to.
     #[serde(default)]
     volumes: std::collections::BTreeMap<String, VolumeConfig>,
@@ -69,6 +73,8 @@ pub struct Settings {
     pub targets: std::collections::BTreeMap<String, NamedTarget>,
     /// What the agent may do on this host.
     pub agent: AgentConfig,
+    /// Whom targets of iSCSI let in, by their names.
+    pub iscsi: std::collections::BTreeMap<String, Chap>,
     /// Volumes that `strongroom up` sees to.
     pub volumes: std::collections::BTreeMap<String, VolumeConfig>,
     passphrase: Option<Zeroizing<String>>,
@@ -124,10 +130,21 @@ impl Settings {
             global,
             targets: file.targets,
             agent: file.agent,
+            iscsi: file.iscsi,
             volumes: file.volumes,
             passphrase,
             allowance: Allowance::new(bandwidth),
         })
+    }
+
+    /// How a volume is to be read, by what is set for this host.
+    pub fn snapshot_request(&self, live: bool, tracking: Option<Tracking>) -> SnapshotRequest {
+        SnapshotRequest { live, tracking, chap: self.iscsi.clone(), notes: self.notes() }
+    }
+
+    /// Where it is noted what is to be ended should this process be killed.
+    pub fn notes(&self) -> PathBuf {
+        self.global.state_dir.clone().unwrap_or_else(std::env::temp_dir).join("hosts")
     }
 
     /// The settings for a target of the fleet: what the configuration file says of a target of that name, else the

@@ -123,6 +123,7 @@ impl World {
             workers: 2,
             uploads: 2,
             ignore_parent: false,
+            backup: None,
         }
     }
 

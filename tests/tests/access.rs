@@ -320,6 +320,7 @@ impl Fleet {
                     workers: 2,
                     uploads: 1,
                     ignore_parent: false,
+                    backup: None,
                 };
                 let committer = QueueCommitter::new(Arc::clone(&service.outbox), None);
                 let source = Source::memory("volume", bytes);

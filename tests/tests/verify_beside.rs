@@ -34,6 +34,7 @@ async fn back_up(world: &World, volume: &str, content: Vec<u8>) -> Option<Backup
         workers: 0,
         uploads: 2,
         ignore_parent: false,
+        backup: None,
     };
     let made = backup(&world.target, source, &options, &Arc::new(Progress::default())).await;
     made.ok().map(|report| report.backup)

@@ -1,5 +1,7 @@
 //! What a host lets its agent do, and how.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,7 +10,7 @@ use strongroom_vault::{VaultError, VaultResult};
 
 use crate::cli::parse_bytes;
 use crate::commands::cores;
-use crate::host::Volume;
+use crate::host::{Place, Volume};
 
 /// The table `[agent]` of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,6 +25,8 @@ pub struct AgentConfig {
     /// Whether sources may be images in qemu's formats: such an image may name others that it is based on, anywhere on this host,
     /// and those are read as well.
     pub images: bool,
+    /// Whether sources that can are made to take note of what changes, so that only that is read: qcow2 images get a bitmap for it.
+    pub track_changes: bool,
     /// Runs worked on at once.
     pub concurrency: usize,
     /// Worker threads of one run; one for each core if 0.
@@ -37,6 +41,8 @@ pub struct AgentConfig {
     pub drain_seconds: u64,
     /// Where metrics are served for Prometheus, such as 127.0.0.1:9187; nowhere if not set.
     pub metrics: Option<std::net::SocketAddr>,
+    /// Sockets of QEMU guest agents, by the volumes whose guests are to stand still while a snapshot is made.
+    pub guest_agents: BTreeMap<String, PathBuf>,
     /// Commands around each backup.
     pub hooks: Hooks,
 }
@@ -60,12 +66,14 @@ impl Default for AgentConfig {
             destinations: Vec::new(),
             live: false,
             images: false,
+            track_changes: false,
             concurrency: 2,
             workers: 0,
             memory: None,
             heartbeat_seconds: 20,
             drain_seconds: 30,
             metrics: None,
+            guest_agents: BTreeMap::new(),
             hooks: Hooks::default(),
         }
     }
@@ -124,17 +132,21 @@ impl AgentConfig {
     /// `Invalid` if it may not; `Io` if it is not there.
     pub fn source(&self, text: &str) -> VaultResult<Volume> {
         let volume: Volume = text.parse().map_err(VaultError::Invalid)?;
-        if matches!(volume, Volume::Image { .. }) && !self.images {
+        if volume.names_others() && !self.images {
             return Err(VaultError::Invalid(
                 "this host lets its agent read images in qemu's formats only with images = true under [agent] in its \
                  configuration file"
                     .to_owned(),
             ));
         }
-        let path = volume.path();
+        let path = match volume.place() {
+            Place::Path(path) => path,
+            Place::Name(name) if self.sources.iter().any(|entry| has_name(entry, name)) => return Ok(volume),
+            Place::Name(name) => return Err(not_listed("read", "sources", &name)),
+        };
         let found = path.canonicalize().map_err(|error| VaultError::io("opening", path, error))?;
         allowed(&self.sources, &found, "sources", "read")?;
-        Ok(volume.at(found))
+        Ok(volume.at(found).unwrap_or(volume))
     }
 
     /// Finds what a message calls a destination, if it may be written.
@@ -161,10 +173,19 @@ fn allowed(list: &[PathBuf], found: &Path, name: &str, verb: &str) -> VaultResul
     if entries.into_iter().any(|entry| found.starts_with(entry)) {
         return Ok(());
     }
-    Err(VaultError::Invalid(format!(
-        "this host lets its agent {verb} only what [agent] {name} in its configuration file lists; '{}' is not in it",
-        found.display()
-    )))
+    Err(not_listed(verb, name, &found.display()))
+}
+
+fn not_listed(verb: &str, name: &str, what: &impl Display) -> VaultError {
+    VaultError::Invalid(format!(
+        "this host lets its agent {verb} only what [agent] {name} in its configuration file lists; '{what}' is not in it"
+    ))
+}
+
+/// Whether an entry is the name of a volume, or that of what it is in: `zfs:tank` for `zfs:tank/vms/db`.
+fn has_name(entry: &Path, name: &str) -> bool {
+    let rest = entry.to_str().and_then(|entry| name.strip_prefix(entry));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 #[cfg(test)]
@@ -196,6 +217,22 @@ mod tests {
         };
         let path = |name: &str| images.join(name).display().to_string();
         assert!(config.source(&path("a.img")).is_ok());
+        let named = AgentConfig {
+            sources: vec!["zfs:tank/vms".into(), "iscsi://san/iqn.x:y".into()],
+            ..AgentConfig::default()
+        };
+        for name in ["zfs:tank/vms", "zfs:tank/vms/db", "iscsi://san/iqn.x:y/1"] {
+            assert!(named.source(name).is_ok(), "{name}");
+        }
+        for name in [
+            "zfs:tank/vms2",
+            "zfs:tank/db",
+            "iscsi://san/iqn.x:yz/1",
+            "iscsi-kernel://san/iqn.x:y/1",
+            "lvm-thin:a/b",
+        ] {
+            assert!(named.source(name).is_err(), "{name}");
+        }
         assert!(config.destination(&path("new.img")).is_ok());
         for outside in
             [path("link"), path("../secret"), path("../images/../secret"), "/etc/hostname".to_owned()]

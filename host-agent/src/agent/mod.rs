@@ -87,7 +87,8 @@ impl Agent {
         if let Some(address) = self.config.metrics {
             tokio::spawn(Arc::clone(&self.metrics).serve(address));
         }
-        let _panicked = tokio::task::spawn_blocking(host::clean_up).await;
+        let notes = self.settings.notes();
+        let _panicked = tokio::task::spawn_blocking(move || host::clean_up(&notes)).await;
         let runs_at_once = self.config.runs_at_once();
         info!(queue = %self.name, runs_at_once, "the agent is ready");
         let places = Arc::new(Semaphore::new(runs_at_once));

@@ -9,7 +9,7 @@ use strongroom_catalog::find::find;
 use strongroom_fleet::committer::QueueCommitter;
 use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_format::ids::RunId;
-use strongroom_vault::backup::{BackupOptions, Source, backup_through};
+use strongroom_vault::backup::{BackupOptions, backup_through};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions, restore_to_path};
 use strongroom_vault::verify::{Depth, verify};
@@ -17,7 +17,7 @@ use strongroom_vault::{Progress, VaultError, VaultResult};
 use tracing::{info, warn};
 
 use super::{Agent, hooks};
-use crate::host::Reading;
+use crate::host::{Snapshot, Tracking, create_snapshot_of_guest, told};
 
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
@@ -38,12 +38,12 @@ impl Agent {
                 let opened = self.freeze_and_open(id, run).await;
                 let mut after = Ok(());
                 // What was cloned is kept as it was: nobody need stay frozen while it is read.
-                if let Ok((_, Reading::Clone)) = opened {
+                if opened.as_ref().is_ok_and(|opened| opened.reading.is_of_one_moment()) {
                     after = self.thaw(id, run).await;
                     frozen.set(false);
                 }
                 let done = match opened {
-                    Ok((source, _)) => self.back_up(run, source, progress).await,
+                    Ok(snapshot) => self.back_up(run, snapshot, progress).await,
                     Err(error) => Err(error),
                 };
                 // Also when the one before failed: it may have done half of its work.
@@ -80,17 +80,28 @@ impl Agent {
     }
 
     /// Runs the command before a backup, and opens what is to be backed up.
-    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<(Source, Reading)> {
-        let Job::Backup { volume, source, .. } = &run.job else {
+    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<Snapshot> {
+        let Job::Backup { volume, source, target, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
         };
         let about = hooks::About { volume, source, run: id };
         hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await?;
-        let (volume_source, live) = (self.config.source(source)?, self.config.live);
-        let opened = tokio::task::spawn_blocking(move || volume_source.open(live)).await;
-        let (source, reading) = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
-        info!(run = %id, %volume, %reading, "the volume is open");
-        Ok((source, reading))
+        let backend = self.config.source(source)?;
+        let tracking = if self.config.track_changes {
+            let target = self.service.targets.open(target.as_deref()).await?;
+            Some(Tracking::of(&target, volume, false).await?)
+        } else {
+            None
+        };
+        let request = self.settings.snapshot_request(self.config.live, tracking);
+        let agent = self.config.guest_agents.get(volume).cloned();
+        let opened = tokio::task::spawn_blocking(move || {
+            create_snapshot_of_guest(&backend, &request, agent.as_deref())
+        });
+        let opened = opened.await;
+        let snapshot = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
+        info!(run = %id, %volume, reading = %snapshot.reading, "the volume is open");
+        Ok(snapshot)
     }
 
     /// Runs the command after a backup.
@@ -104,7 +115,12 @@ impl Agent {
         done
     }
 
-    async fn back_up(&self, run: &Run, source: Source, progress: &Arc<Progress>) -> VaultResult<RunResult> {
+    async fn back_up(
+        &self,
+        run: &Run,
+        snapshot: Snapshot,
+        progress: &Arc<Progress>,
+    ) -> VaultResult<RunResult> {
         let Job::Backup { volume, target, chunker, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
         };
@@ -117,15 +133,21 @@ impl Agent {
             workers: self.config.workers(),
             uploads: UPLOADS,
             ignore_parent: false,
+            backup: snapshot.backup,
         };
         let committer = QueueCommitter::new(Arc::clone(&self.service.outbox), target.clone());
         let target = self.service.targets.open(target.as_deref()).await?;
+        let Snapshot { source, leave, .. } = snapshot;
         let report = Box::pin(backup_through(&target, source, &options, progress, &committer)).await?;
+        let backup = report.backup;
+        let left = tokio::task::spawn_blocking(move || leave.after(Some(backup))).await;
+        left.map_err(|error| VaultError::Internal(error.to_string()))?;
         Ok(RunResult {
-            backup: Some(report.backup),
+            backup: Some(backup),
             logical_bytes: report.size_bytes,
             stored_bytes: report.stats.stored_bytes,
-            read_bytes: report.stats.data_bytes,
+            read_bytes: report.read_bytes,
+            note: told(&report.hint).unwrap_or_default(),
             ..RunResult::default()
         })
     }

@@ -1,19 +1,19 @@
 //! `backup` and `restore`.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
 use strongroom_catalog::find::find;
-use strongroom_vault::backup::{BackupOptions, BackupReport, Source, backup as back_up};
+use strongroom_vault::backup::{BackupOptions, BackupReport, HintUse, Source, backup as back_up};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{RestoreOptions, restore_to_path, restore_to_stream};
 use strongroom_vault::{Progress, Target, VaultError, VaultResult};
 
 use super::Done;
 use crate::cli::{BackupArgs, RestoreArgs};
-use crate::host::Volume;
+use crate::host::{Place, Snapshot, Tracking, create_snapshot_of_guest, told};
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
 
@@ -23,13 +23,19 @@ pub async fn backup(
     args: &BackupArgs,
     output: Output,
 ) -> VaultResult<Done> {
-    let source = if args.source == Volume::File(PathBuf::from("-")) {
+    let snapshot = if args.source.place() == Place::Path(Path::new("-")) {
         let input = std::io::stdin().as_fd().try_clone_to_owned();
-        Source::standard_input(input.map_err(|error| VaultError::io("opening", Path::new("-"), error))?)?
+        let input = input.map_err(|error| VaultError::io("opening", Path::new("-"), error))?;
+        Snapshot::of(Source::standard_input(input)?)
     } else {
-        let (source, reading) = args.source.open(args.live)?;
-        output.say(&format!("{} is read {reading}", args.source.path().display()));
-        source
+        let tracking = match args.track_changes {
+            true => Some(Tracking::of(target, &args.volume, args.full_read).await?),
+            false => None,
+        };
+        let request = settings.snapshot_request(args.live, tracking);
+        let snapshot = create_snapshot_of_guest(&args.source, &request, args.guest_agent.as_deref())?;
+        output.say(&format!("{} is read {}", args.source.place(), snapshot.reading));
+        snapshot
     };
     let options = BackupOptions {
         volume: args.volume.clone(),
@@ -43,18 +49,26 @@ pub async fn backup(
         workers: args.workers.map_or_else(cores, usize::from),
         uploads: usize::from(args.uploads),
         ignore_parent: args.full_read,
+        backup: snapshot.backup,
     };
     let progress = Arc::new(Progress::default());
     let report = {
         let _watch = output.watch("backup", &progress);
-        back_up(target, source, &options, &progress).await?
+        back_up(target, snapshot.source, &options, &progress).await?
     };
+    snapshot.leave.after(Some(report.backup));
     output.say(&summary(&report));
+    if let Some(told) = told(&report.hint) {
+        output.say(&told);
+    }
+    let (unread_bytes, full_read) = unread(&report.hint);
     output.result(
         &report.backup.to_string(),
         &json!({
             "event": "backup", "id": report.backup, "volume": args.volume, "created": time(report.created),
-            "logical_bytes": report.size_bytes, "data_bytes": report.stats.data_bytes,
+            "logical_bytes": report.size_bytes, "read_bytes": report.read_bytes, "unread_bytes": unread_bytes,
+            "full_read": full_read,
+            "data_bytes": report.stats.data_bytes,
             "new_bytes": report.stats.new_plain_bytes, "stored_bytes": report.stats.stored_bytes,
             "chunks": report.stats.chunks, "new_chunks": report.stats.new_chunks,
             "parent": report.parent, "resumed_packs": report.resumed_packs, "epoch": report.epoch,
@@ -66,7 +80,8 @@ pub async fn backup(
 fn summary(report: &BackupReport) -> String {
     let stats = &report.stats;
     format!(
-        "{} read, {} of data in {} chunks; {} in {} chunks were new; stored {}{}",
+        "{} read of {}, {} of data in {} chunks; {} in {} chunks were new; stored {}{}",
+        bytes(report.read_bytes),
         bytes(report.size_bytes),
         bytes(stats.data_bytes),
         stats.chunks,
@@ -79,6 +94,15 @@ fn summary(report: &BackupReport) -> String {
             String::new()
         }
     )
+}
+
+/// Bytes that were not read, as it was known that they had not changed; and why there were none, if there should have been.
+fn unread(hint: &HintUse) -> (u64, Option<&str>) {
+    match hint {
+        HintUse::Followed { unread_bytes } => (*unread_bytes, None),
+        HintUse::NotGiven => (0, None),
+        HintUse::Doubted(reason) => (0, Some(reason)),
+    }
 }
 
 /// Number of cores this process may use.

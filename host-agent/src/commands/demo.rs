@@ -211,6 +211,7 @@ impl Demo {
             workers: cores(),
             uploads: 3,
             ignore_parent: false,
+            backup: None,
         };
         let report = backup(&self.target, Source::open(image)?, &options, &self.progress).await?;
         let note = format!("{} new chunks of {}", report.stats.new_chunks, report.stats.chunks);

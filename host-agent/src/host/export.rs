@@ -4,24 +4,66 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use strongroom_nbd::{Allocation, Client};
+use strongroom_nbd::{Allocation, Client, ClientError};
 use strongroom_vault::backup::{Device, RegionRead, Source};
 use strongroom_vault::{VaultError, VaultResult};
 
-use super::failed;
+use super::{HostBackend, Place, Reading, Snapshot, SnapshotRequest, Volume, failed};
 
 /// The most of an export that is asked about at once, bytes.
 const ASKED_BYTES: u64 = 1 << 30;
 /// How long a server may take for an answer: as long as storage may hang.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-/// Opens an export.
-pub fn open(socket: &Path, name: &str) -> VaultResult<Source> {
-    let stream = UnixStream::connect(socket).map_err(|error| VaultError::io("opening", socket, error))?;
-    Ok(Source::device(socket, Box::new(Export::new(socket, stream, name, PATIENCE)?)))
+/// An export behind a Unix socket: `nbd+unix:///NAME?socket=PATH`, as the NBD project writes it (`doc/uri.md`).
+#[derive(Debug)]
+pub struct Remote {
+    socket: PathBuf,
+    /// The default one if empty.
+    name: String,
+}
+
+impl Remote {
+    /// Reads the address of an export; `None` if it is something else.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Option<Self>, String> {
+        if text.starts_with("nbd:") || text.starts_with("nbds:") {
+            return Err(
+                "network block devices are read from Unix sockets only: nbd+unix:///NAME?socket=PATH"
+                    .to_owned(),
+            );
+        }
+        let Some(rest) = text.strip_prefix("nbd+unix:") else { return Ok(None) };
+        let form = "an export is written nbd+unix:///NAME?socket=PATH";
+        let (name, socket) =
+            rest.strip_prefix("///").and_then(|rest| rest.split_once("?socket=")).ok_or(form)?;
+        if socket.is_empty() || text.contains('%') {
+            return Err(format!("{form}, without percent signs"));
+        }
+        Ok(Some(Self { socket: PathBuf::from(socket), name: name.to_owned() }))
+    }
+}
+
+impl HostBackend for Remote {
+    fn place(&self) -> Place<'_> {
+        Place::Path(&self.socket)
+    }
+
+    fn at(&self, path: PathBuf) -> Option<Volume> {
+        Some(Volume::new(Self { socket: path, name: self.name.clone() }))
+    }
+
+    fn create_snapshot(&self, _: &SnapshotRequest) -> VaultResult<Snapshot> {
+        let socket = &self.socket;
+        let stream = UnixStream::connect(socket).map_err(|error| VaultError::io("opening", socket, error))?;
+        let export = Export::new(socket, stream, &self.name, None, PATIENCE)?;
+        Ok(Snapshot::new(Source::device(socket, Box::new(export)), Reading::Export))
+    }
 }
 
 /// An export that is read from its start to its end.
@@ -31,15 +73,45 @@ pub struct Export {
     data: VecDeque<Range<u64>>,
     /// So far it is known what is data.
     known_to: u64,
+    /// So far it was read.
+    read_to: u64,
 }
 
 impl Export {
-    /// Agrees with the server at `socket` on an export; each of its answers may take so long.
-    pub fn new(socket: &Path, stream: UnixStream, name: &str, patience: Duration) -> VaultResult<Self> {
+    /// Agrees with the server at `socket` on an export, and on one of its bitmaps; each of its answers may take so long.
+    pub fn new(
+        socket: &Path,
+        stream: UnixStream,
+        name: &str,
+        bitmap: Option<&str>,
+        patience: Duration,
+    ) -> VaultResult<Self> {
         let timeouts = stream.set_read_timeout(Some(patience)).and(stream.set_write_timeout(Some(patience)));
         timeouts.map_err(|error| VaultError::io("opening", socket, error))?;
-        let client = Client::connect(stream, name).map_err(|error| failed("opening", socket, error))?;
-        Ok(Self { client, data: VecDeque::new(), known_to: 0 })
+        let client = match bitmap {
+            Some(bitmap) => Client::connect_with_bitmap(stream, name, bitmap),
+            None => Client::connect(stream, name),
+        };
+        let client = client.map_err(|error| failed("opening", socket, error))?;
+        Ok(Self { client, data: VecDeque::new(), known_to: 0, read_to: 0 })
+    }
+
+    /// What is marked in the bitmap agreed on.
+    pub fn marked(&mut self) -> Result<Vec<Range<u64>>, ClientError> {
+        let size_bytes = self.client.size_bytes();
+        let (mut at, mut marked) = (0, Vec::<Range<u64>>::new());
+        while at < size_bytes {
+            for (len, is_marked) in self.client.marked(at..size_bytes.min(at + ASKED_BYTES))? {
+                let end = size_bytes.min(at.saturating_add(len));
+                match marked.last_mut() {
+                    _ if !is_marked || at == end => {}
+                    Some(last) if last.end == at => last.end = end,
+                    _ => marked.push(at..end),
+                }
+                at = end;
+            }
+        }
+        Ok(marked)
     }
 
     /// Finds out what is data up to `end`.
@@ -66,13 +138,18 @@ impl Device for Export {
         self.client.size_bytes()
     }
 
+    fn tells_holes(&self) -> bool {
+        self.client.tells_holes()
+    }
+
     fn read_region(&mut self, start: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<RegionRead> {
         let end = start + len as u64;
-        if start == 0 {
-            // Perhaps once more.
+        if start < self.read_to || start > self.known_to {
+            // What was found before is behind it, or nothing was yet.
             self.data.clear();
-            self.known_to = 0;
+            self.known_to = start;
         }
+        self.read_to = end;
         self.look_ahead(end)?;
         while self.data.front().is_some_and(|data| data.end <= start) {
             self.data.pop_front();

@@ -1,18 +1,156 @@
-//! What volumes are read from: files and devices of this host, images that qemu knows, exports of network block devices.
+//! What volumes are in: files and devices of this host, images that qemu knows, exports of network block devices.
 
+mod bitmap;
 mod export;
+mod guest;
+mod iscsi;
+mod lvm;
+mod machine;
+mod owner;
 mod qemu;
+mod qmp;
 mod raw;
+mod tools;
+mod track;
+mod zfs;
 
-pub use qemu::clean_up;
+pub use iscsi::Chap;
+pub use track::Tracking;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
-use strongroom_vault::backup::Source;
+use strongroom_format::ids::BackupId;
+use strongroom_vault::backup::{HintUse, Source};
 use strongroom_vault::{VaultError, VaultResult};
+use tracing::warn;
+
+use crate::output::bytes;
+
+/// A volume in one kind of storage.
+///
+/// Whatever an implementation makes or begins, it ends or removes: when what it gave out is dropped, and what a killed process left
+/// when the next one comes.
+pub trait HostBackend: fmt::Debug + Send + Sync {
+    /// What it is in.
+    fn place(&self) -> Place<'_>;
+
+    /// The same, elsewhere on this host; only for what has a [path](Place::Path).
+    fn at(&self, path: PathBuf) -> Option<Volume> {
+        let _ = path;
+        None
+    }
+
+    /// Whether it names other files by itself, which are read as well.
+    fn names_others(&self) -> bool {
+        false
+    }
+
+    /// Makes sure of one state of it, and opens that to be read.
+    ///
+    /// # Errors
+    /// `Io`; `Invalid` for what is no volume, or where a tool is missing; `Unsafe` for what somebody else writes to.
+    fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot>;
+}
+
+/// What a volume is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// A file, a device or a socket of this host.
+    Path(&'a Path),
+    /// Something with a name of its own, such as `zfs:POOL/VOLUME`.
+    Name(&'a str),
+}
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// Ends and removes what killed processes have left on this host.
+pub fn clean_up(notes: &Path) {
+    qemu::clean_up();
+    iscsi::clean_up(notes);
+    lvm::clean_up();
+    zfs::clean_up();
+}
+
+/// How a volume is to be read.
+#[derive(Debug, Clone, Default)]
+pub struct SnapshotRequest {
+    /// As it comes, even if it changes meanwhile, where it would have to stand still otherwise.
+    pub live: bool,
+    /// Whether storage is to tell what changed.
+    pub tracking: Option<Tracking>,
+    /// Whom targets of iSCSI let in, by their names.
+    pub chap: BTreeMap<String, Chap>,
+    /// Where to note what is to be ended should this process be killed.
+    pub notes: PathBuf,
+}
+
+/// A volume in one state.
+pub struct Snapshot {
+    /// To be read; with what is known of what changed.
+    pub source: Source,
+    /// How that is done.
+    pub reading: Reading,
+    /// The id that its backup is to have: what changes from now on is noted under it.
+    pub backup: Option<BackupId>,
+    /// What is left to do once it was read.
+    pub leave: Leave,
+}
+
+impl Snapshot {
+    fn new(source: Source, reading: Reading) -> Self {
+        Self { source, reading, backup: None, leave: Leave(None) }
+    }
+
+    /// Takes what comes from elsewhere, as it comes.
+    pub fn of(source: Source) -> Self {
+        Self::new(source, Reading::Live)
+    }
+}
+
+/// What is left to do with storage once a volume was read.
+pub struct Leave(Option<Leaving>);
+
+/// Told which backup was committed, if any was.
+type Leaving = Box<dyn FnOnce(Option<BackupId>) -> VaultResult<()> + Send>;
+
+impl Leave {
+    fn with(leave: impl FnOnce(Option<BackupId>) -> VaultResult<()> + Send + 'static) -> Self {
+        Self(Some(Box::new(leave)))
+    }
+
+    /// Removes what is of no more use: all but what tells what changes from now on, if the backup was committed. What can't be
+    /// removed is only told: it is found and removed by the next backup.
+    pub fn after(mut self, committed: Option<BackupId>) {
+        self.take_leave(committed);
+    }
+
+    fn take_leave(&mut self, committed: Option<BackupId>) {
+        if let Some(leave) = self.0.take()
+            && let Err(error) = leave(committed)
+        {
+            warn!(%error, "after a volume was read; the next backup of it tries again");
+        }
+    }
+}
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.take_leave(None);
+    }
+}
 
 /// How a volume is read.
 #[derive(Debug)]
@@ -27,6 +165,19 @@ pub enum Reading {
     Qemu,
     /// From a server of network block devices, which answers for its state.
     Export,
+    /// From a snapshot that a running machine keeps.
+    Machine,
+    /// From a snapshot that storage makes.
+    Snapshot,
+    /// From another machine, which nobody is kept from writing to.
+    Remote,
+}
+
+impl Reading {
+    /// Whether what is read was fixed in an instant.
+    pub const fn is_of_one_moment(&self) -> bool {
+        matches!(self, Self::Clone | Self::Machine | Self::Snapshot)
+    }
 }
 
 impl fmt::Display for Reading {
@@ -37,6 +188,9 @@ impl fmt::Display for Reading {
                 write!(f, "in place, without a snapshot ({reason}): refused if it is written to meanwhile")
             }
             Self::Qemu => f.write_str("through qemu-nbd"),
+            Self::Machine => f.write_str("from a snapshot that the running machine keeps"),
+            Self::Snapshot => f.write_str("from a snapshot"),
+            Self::Remote => f.write_str("over iSCSI, in place: see to it that nobody writes to it meanwhile"),
             Self::Export => f.write_str("over NBD, as the server gives it"),
             Self::Live => f.write_str(
                 "live, without a snapshot: what is written to meanwhile is there as of different moments",
@@ -45,25 +199,47 @@ impl fmt::Display for Reading {
     }
 }
 
-/// What a volume is read from.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Volume {
-    /// A file or block device, as it is.
-    File(PathBuf),
-    /// An image in one of qemu's formats: `qemu:FORMAT:FILE`.
-    Image {
-        /// The format, by qemu's name for it.
-        format: String,
-        /// The file.
-        file: PathBuf,
-    },
-    /// An export behind a Unix socket: `nbd+unix:///NAME?socket=PATH`, as the NBD project writes it (`doc/uri.md`).
-    Export {
-        /// The socket.
-        socket: PathBuf,
-        /// The export's name; the default one if empty.
-        name: String,
-    },
+/// Takes a snapshot of a volume while the filesystems of the guest that has it stand still.
+///
+/// # Errors
+/// Those of [`HostBackend::create_snapshot`]; `Io` for a guest that does not stand still; `Invalid` where it would have to as long as the
+/// volume is read.
+pub fn create_snapshot_of_guest(
+    volume: &Volume,
+    request: &SnapshotRequest,
+    agent: Option<&Path>,
+) -> VaultResult<Snapshot> {
+    let Some(agent) = agent else { return volume.create_snapshot(request) };
+    let frozen = guest::Frozen::freeze(agent)?;
+    let snapshot = volume.create_snapshot(request);
+    frozen.thaw()?;
+    match snapshot {
+        Ok(snapshot) if !snapshot.reading.is_of_one_moment() => Err(VaultError::Invalid(format!(
+            "{}: it is read {}, and a guest can't stand still for as long; a guest agent is for images on XFS and btrfs, and \
+             for running machines (qmp:SOCKET:NODE)",
+            volume.place(),
+            snapshot.reading
+        ))),
+        other => other,
+    }
+}
+
+/// A volume of any kind.
+#[derive(Debug, Clone)]
+pub struct Volume(Arc<dyn HostBackend>);
+
+impl Volume {
+    fn new(backend: impl HostBackend + 'static) -> Self {
+        Self(Arc::new(backend))
+    }
+}
+
+impl Deref for Volume {
+    type Target = dyn HostBackend;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref()
+    }
 }
 
 impl FromStr for Volume {
@@ -71,60 +247,36 @@ impl FromStr for Volume {
 
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(rest) = text.strip_prefix("qemu:") {
-            let (format, file) = rest.split_once(':').ok_or("an image is written qemu:FORMAT:FILE")?;
-            let is_word = !format.is_empty() && format.bytes().all(|byte| byte.is_ascii_alphanumeric());
-            if !is_word || file.is_empty() {
-                return Err("an image is written qemu:FORMAT:FILE, with a format such as qcow2".to_owned());
-            }
-            return Ok(Self::Image { format: format.to_owned(), file: PathBuf::from(file) });
+            return qemu::Image::parse(rest).map(Self::new);
         }
-        if let Some(rest) = text.strip_prefix("nbd+unix:") {
-            let form = "an export is written nbd+unix:///NAME?socket=PATH";
-            let (name, socket) =
-                rest.strip_prefix("///").and_then(|rest| rest.split_once("?socket=")).ok_or(form)?;
-            if socket.is_empty() || text.contains('%') {
-                return Err(format!("{form}, without percent signs"));
-            }
-            return Ok(Self::Export { socket: PathBuf::from(socket), name: name.to_owned() });
+        if let Some(rest) = text.strip_prefix("qmp:") {
+            return machine::Machine::parse(rest).map(Self::new);
         }
-        if text.starts_with("nbd:") || text.starts_with("nbds:") {
-            return Err(
-                "network block devices are read from Unix sockets only: nbd+unix:///NAME?socket=PATH"
-                    .to_owned(),
-            );
+        if let Some(rest) = text.strip_prefix("lvm-thin:") {
+            return lvm::Lvm::parse(rest).map(Self::new);
         }
-        Ok(Self::File(PathBuf::from(text)))
+        if let Some(rest) = text.strip_prefix("zfs:") {
+            return zfs::Zvol::parse(rest).map(Self::new);
+        }
+        if let Some(unit) = iscsi::Iscsi::parse(text)? {
+            return Ok(Self::new(unit));
+        }
+        if text.starts_with("nbd") {
+            return export::Remote::parse(text)
+                .map(|export| export.map_or_else(|| Self::new(raw::Raw(PathBuf::from(text))), Self::new));
+        }
+        Ok(Self::new(raw::Raw(PathBuf::from(text))))
     }
 }
 
-impl Volume {
-    /// What on this host it is in.
-    pub fn path(&self) -> &Path {
-        match self {
-            Self::File(path) | Self::Image { file: path, .. } | Self::Export { socket: path, .. } => path,
+/// What is to be said of what became of a hint.
+pub fn told(hint: &HintUse) -> Option<String> {
+    match hint {
+        HintUse::NotGiven => None,
+        HintUse::Followed { unread_bytes } => {
+            Some(format!("read only what changed, and samples; {} were left out", bytes(*unread_bytes)))
         }
-    }
-
-    /// The same, elsewhere on this host.
-    #[must_use]
-    pub fn at(self, path: PathBuf) -> Self {
-        match self {
-            Self::File(_) => Self::File(path),
-            Self::Image { format, .. } => Self::Image { format, file: path },
-            Self::Export { name, .. } => Self::Export { socket: path, name },
-        }
-    }
-
-    /// Opens it to be read in one state; a file or device `live`, as it comes.
-    ///
-    /// # Errors
-    /// `Io`; `Invalid` for what is no volume; `Unsafe` for what somebody else writes to.
-    pub fn open(&self, live: bool) -> VaultResult<(Source, Reading)> {
-        match self {
-            Self::File(path) => raw::open(path, live),
-            Self::Image { format, file } => Ok((qemu::open(format, file)?, Reading::Qemu)),
-            Self::Export { socket, name } => Ok((export::open(socket, name)?, Reading::Export)),
-        }
+        HintUse::Doubted(reason) => Some(format!("read in full: {reason}")),
     }
 }
 
@@ -142,11 +294,12 @@ mod tests {
 
     #[test]
     fn volumes_are_told_by_what_they_begin_with() {
-        let image = Volume::Image { format: "qcow2".to_owned(), file: PathBuf::from("/a:b.qcow2") };
-        assert_eq!("qemu:qcow2:/a:b.qcow2".parse(), Ok(image));
-        let export = Volume::Export { socket: PathBuf::from("/run/s"), name: "disk".to_owned() };
-        assert_eq!("nbd+unix:///disk?socket=/run/s".parse(), Ok(export));
-        assert_eq!("./qemu:x".parse(), Ok(Volume::File(PathBuf::from("./qemu:x"))));
+        let parsed = |text: &str| format!("{:?}", text.parse::<Volume>().unwrap().0);
+        assert_eq!(parsed("qemu:qcow2:/a:b.qcow2"), r#"Image { format: "qcow2", file: "/a:b.qcow2" }"#);
+        assert_eq!(parsed("nbd+unix:///disk?socket=/run/s"), r#"Remote { socket: "/run/s", name: "disk" }"#);
+        assert_eq!(parsed("qmp:/run/a:b:disk0"), r#"Machine { socket: "/run/a:b", node: "disk0" }"#);
+        assert_eq!(parsed("./qemu:x"), r#"Raw("./qemu:x")"#);
+        assert_eq!(parsed("nbd.img"), r#"Raw("nbd.img")"#);
         let wrong = [
             "qemu:qcow2",
             "qemu:qcow2:",
@@ -155,6 +308,8 @@ mod tests {
             "nbd+unix:///x",
             "nbd+unix:///?socket=",
             "nbd://host/x",
+            "qmp:/run/qmp.sock",
+            "qmp::disk",
         ];
         for text in wrong {
             assert!(text.parse::<Volume>().is_err(), "{text}");

@@ -4,26 +4,33 @@
 //! server ends with our connection to it, and its socket goes as soon as that is made: a kill leaves nothing behind but in
 //! the moment before, which the next one finds ([`clean_up`]).
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
-use strongroom_vault::backup::{Device, RegionRead, Source};
+use strongroom_vault::backup::{Changes, Device, Hint, RegionRead, Source};
 use strongroom_vault::{VaultError, VaultResult};
-use tracing::warn;
+use tempfile::TempDir;
+use tracing::{debug, warn};
 
 use super::export::{Export, PATIENCE};
-use super::failed;
+use super::{
+    HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, bitmap, failed, machine, owner,
+};
 
 /// What folders of sockets are called, before the number of their process.
 const PREFIX: &str = "strongroom-nbd-";
 const SOCKET: &str = "socket";
+/// A file in them that says which machine's monitor was asked for a snapshot.
+pub const MACHINE: &str = "machine-socket";
 /// How long qemu-nbd may take to open an image.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long one may take to answer or to end that has nothing else to do.
@@ -31,19 +38,90 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most of its complaint that is told, bytes.
 const MAX_COMPLAINT_BYTES: usize = 2000;
 
-/// Opens an image in one of qemu's formats.
-pub fn open(format: &str, image: &Path) -> VaultResult<Source> {
-    clean_up();
-    let image = image.canonicalize().map_err(|error| VaultError::io("opening", image, error))?;
-    let folder = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir();
-    let folder = folder.map_err(|error| VaultError::io("making", &std::env::temp_dir(), error))?;
-    let socket = folder.path().join(SOCKET);
-    let mut server = Server::start(format, &image, &socket)?;
-    let stream = server.connect(&image, &socket)?;
-    // It takes connections before it opens the image.
-    let export =
-        Export::new(&image, stream, "", PATIENCE).map_err(|error| server.complaint_after(&image, error))?;
-    Ok(Source::device(&image, Box::new(Image { export, _server: server })))
+/// An image in one of qemu's formats: `qemu:FORMAT:FILE`.
+#[derive(Debug)]
+pub struct Image {
+    /// The format, by qemu's name for it.
+    format: String,
+    file: PathBuf,
+}
+
+impl Image {
+    /// Reads what comes after `qemu:`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (format, file) = text.split_once(':').ok_or("an image is written qemu:FORMAT:FILE")?;
+        let is_word = !format.is_empty() && format.bytes().all(|byte| byte.is_ascii_alphanumeric());
+        if !is_word || file.is_empty() {
+            return Err("an image is written qemu:FORMAT:FILE, with a format such as qcow2".to_owned());
+        }
+        Ok(Self { format: format.to_owned(), file: PathBuf::from(file) })
+    }
+}
+
+impl HostBackend for Image {
+    fn place(&self) -> Place<'_> {
+        Place::Path(&self.file)
+    }
+
+    fn at(&self, path: PathBuf) -> Option<Volume> {
+        Some(Volume::new(Self { format: self.format.clone(), file: path }))
+    }
+
+    fn names_others(&self) -> bool {
+        true
+    }
+
+    fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
+        clean_up();
+        let image = self.file.canonicalize().map_err(|error| VaultError::io("opening", &self.file, error))?;
+        // Other formats keep no bitmaps.
+        let Some(tracking) = request.tracking.filter(|_| self.format == "qcow2") else {
+            let open = Open::new(&self.format, &image, None)?;
+            return Ok(Snapshot::new(Source::device(&image, Box::new(open)), Reading::Qemu));
+        };
+        let plan = bitmap::Plan::of(&bitmap::found_in(&image)?, tracking);
+        let mut by = plan.by.clone();
+        let begun = bitmap::begin(&plan, &image);
+        if let Err(error) = &begun {
+            warn!(%error, "the image can't take note of what changes: the next backup will read all of it");
+        }
+        let bitmap = by.as_ref().ok().map(ToString::to_string);
+        let mut open = Open::new(&self.format, &image, bitmap.as_deref())?;
+        let hint = match &mut by {
+            Ok(record) => match open.export.marked() {
+                Ok(extents) => Hint::Changed(Changes { since: record.backup, extents }),
+                Err(error) => return Err(failed("reading what changed in", &image, error)),
+            },
+            Err(reason) => Hint::Doubted(std::mem::take(reason)),
+        };
+        let source = Source::device(&image, Box::new(open)).hinted(hint);
+        let leave = Leave::with(move |committed| match begun {
+            Ok(()) => bitmap::end(&plan, &image, committed),
+            Err(_) => Ok(()),
+        });
+        Ok(Snapshot { source, reading: Reading::Qemu, backup: Some(tracking.backup), leave })
+    }
+}
+
+/// Makes a folder that goes with this process, at the latest when the next one [cleans up](clean_up).
+pub fn folder() -> VaultResult<TempDir> {
+    let folder = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", owner::mine())).tempdir();
+    folder.map_err(|error| VaultError::io("making", &std::env::temp_dir(), error))
+}
+
+/// Makes an image that reads as zeros.
+pub fn create(format: &str, image: &Path, size_bytes: u64) -> VaultResult<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", format, "--"]).arg(image).arg(size_bytes.to_string());
+    let output = command.stdin(Stdio::null()).output();
+    let output = output.map_err(|error| missing("qemu-img", image, error))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(complaint("qemu-img", image, output.status, &String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Ends servers whose process was killed before it was connected to them.
@@ -55,13 +133,20 @@ pub fn clean_up() {
         let Some((process, _)) = rest.split_once('-') else { continue };
         let is_ours =
             folder.metadata().is_ok_and(|found| found.is_dir() && found.uid() == geteuid().as_raw());
-        if !is_ours || Path::new("/proc").join(process).exists() {
+        if !is_ours || !owner::is_gone(process) {
             continue;
         }
         let socket = folder.path().join(SOCKET);
         // It ends once a client leaves.
         if let Ok(stream) = UnixStream::connect(&socket) {
-            drop(Export::new(&socket, stream, "", LEAVE_TIMEOUT));
+            drop(Export::new(&socket, stream, "", None, LEAVE_TIMEOUT));
+        }
+        if let Ok(machine) = std::fs::read(folder.path().join(MACHINE)) {
+            let machine = PathBuf::from(OsString::from_vec(machine));
+            if let Err(error) = machine::clean_up(&machine) {
+                // It is off, or the next backup of it does it.
+                debug!(machine = %machine.display(), %error, "a killed backup's snapshot of a machine");
+            }
         }
         match std::fs::remove_dir_all(folder.path()) {
             Ok(()) => warn!(folder = %folder.path().display(), "removed what a killed backup left"),
@@ -70,16 +155,57 @@ pub fn clean_up() {
     }
 }
 
-/// An image that is being read.
-struct Image {
+/// What qemu-nbd serves, while it is being read.
+pub struct Open {
     // Before the server: it ends with the connection.
     export: Export,
     _server: Server,
 }
 
-impl Device for Image {
+impl Open {
+    /// Has an image served, and connects to that; with one of its bitmaps.
+    fn new(format: &str, image: &Path, bitmap: Option<&str>) -> VaultResult<Self> {
+        // Not a file name as qemu reads them: those may begin with a protocol.
+        let file = escaped(&image.display().to_string());
+        let options = format!("driver={format},file.driver=file,file.filename={file}");
+        Self::with_options(image, &options, None, bitmap)
+    }
+
+    /// Has served what qemu's options say; `secret`: an object that they name.
+    pub fn with_options(
+        name: &Path,
+        options: &str,
+        secret: Option<&str>,
+        bitmap: Option<&str>,
+    ) -> VaultResult<Self> {
+        let folder = folder()?;
+        let socket = folder.path().join(SOCKET);
+        let mut server = Server::start(name, options, secret, &socket, bitmap)?;
+        let stream = server.connect(name, &socket)?;
+        // It takes connections before it opens the image.
+        let export = Export::new(name, stream, "", bitmap, PATIENCE)
+            .map_err(|error| server.complaint_after(name, error))?;
+        Ok(Self { export, _server: server })
+    }
+}
+
+/// A value among qemu's options, where commas are doubled.
+pub fn escaped(value: &str) -> String {
+    value.replace(',', ",,")
+}
+
+/// A secret of qemu's that is read from a file.
+pub fn secret(id: &str, file: &Path) -> String {
+    format!("secret,id={id},file={}", escaped(&file.display().to_string()))
+}
+
+impl Device for Open {
     fn size_bytes(&self) -> u64 {
         self.export.size_bytes()
+    }
+
+    fn tells_holes(&self) -> bool {
+        self.export.tells_holes()
     }
 
     fn read_region(&mut self, start: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<RegionRead> {
@@ -95,29 +221,27 @@ struct Server {
 }
 
 impl Server {
-    fn start(format: &str, image: &Path, socket: &Path) -> VaultResult<Self> {
-        // Not a file name as qemu reads them: those may begin with a protocol. Commas are doubled in options.
-        let file = image.display().to_string().replace(',', ",,");
-        let options = format!("driver={format},file.driver=file,file.filename={file}");
+    fn start(
+        image: &Path,
+        options: &str,
+        secret: Option<&str>,
+        socket: &Path,
+        bitmap: Option<&str>,
+    ) -> VaultResult<Self> {
         let io = |error| VaultError::io("making", &std::env::temp_dir(), error);
         let said = tempfile::tempfile().map_err(io)?;
         let stderr = said.try_clone().map_err(io)?;
         let child = Command::new("qemu-nbd")
             .args(["--read-only", "--image-opts", "--socket"])
             .arg(socket)
+            .args(bitmap.map(|name| format!("--bitmap={name}")))
+            .args(secret.map(|secret| format!("--object={secret}")))
             .arg(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn();
-        child.map(|child| Self { child, said }).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => VaultError::Invalid(format!(
-                "{}: images of other formats than raw are read through qemu-nbd, which is not installed: it is in the package \
-                 qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL) or qemu-tools (SUSE)",
-                image.display()
-            )),
-            _ => VaultError::io("running", &PathBuf::from("qemu-nbd"), error),
-        })
+        child.map(|child| Self { child, said }).map_err(|error| missing("qemu-nbd", image, error))
     }
 
     fn connect(&mut self, image: &Path, socket: &Path) -> VaultResult<UnixStream> {
@@ -127,7 +251,7 @@ impl Server {
                 return Ok(stream);
             }
             if let Ok(Some(status)) = self.child.try_wait() {
-                return Err(self.complaint(image, &status.to_string()));
+                return Err(self.complaint(image, status));
             }
             if begun.elapsed() > START_TIMEOUT {
                 let message = format!("qemu-nbd does not answer after {} s", START_TIMEOUT.as_secs());
@@ -142,25 +266,18 @@ impl Server {
         let begun = Instant::now();
         while begun.elapsed() < LEAVE_TIMEOUT {
             if let Ok(Some(status)) = self.child.try_wait() {
-                return self.complaint(image, &status.to_string());
+                return self.complaint(image, status);
             }
             sleep(Duration::from_millis(10));
         }
         error
     }
 
-    fn complaint(&self, image: &Path, status: &str) -> VaultError {
+    fn complaint(&self, image: &Path, status: ExitStatus) -> VaultError {
         let mut said = vec![0; MAX_COMPLAINT_BYTES];
         let len = self.said.read_at(&mut said, 0).unwrap_or(0);
         said.truncate(len);
-        let said = String::from_utf8_lossy(&said);
-        let message = format!("{}: qemu-nbd ended with {status}: {}", image.display(), said.trim());
-        if said.contains(" lock") {
-            return VaultError::Unsafe(format!(
-                "{message}. Something writes to it, such as a machine that runs from it"
-            ));
-        }
-        VaultError::Invalid(message)
+        complaint("qemu-nbd", image, status, &String::from_utf8_lossy(&said))
     }
 }
 
@@ -169,4 +286,27 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Why one of qemu's tools can't be run.
+pub fn missing(tool: &str, image: &Path, error: io::Error) -> VaultError {
+    match error.kind() {
+        io::ErrorKind::NotFound => VaultError::Invalid(format!(
+            "{}: images of other formats than raw are read through {tool}, which is not installed: it is in the package \
+             qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL) or qemu-tools (SUSE)",
+            image.display()
+        )),
+        _ => VaultError::io("running", Path::new(tool), error),
+    }
+}
+
+/// What one of qemu's tools said as it ended.
+pub fn complaint(tool: &str, image: &Path, status: ExitStatus, said: &str) -> VaultError {
+    let message = format!("{}: {tool} ended with {status}: {}", image.display(), said.trim());
+    if said.contains(" lock") {
+        return VaultError::Unsafe(format!(
+            "{message}. Something writes to it, such as a machine that runs from it"
+        ));
+    }
+    VaultError::Invalid(message)
 }

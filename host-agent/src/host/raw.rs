@@ -6,27 +6,37 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, IFlags, Mode, OFlags, ioctl_ficlone, ioctl_getflags, ioctl_setflags, openat};
 use strongroom_vault::backup::Source;
 use strongroom_vault::{VaultError, VaultResult};
 
-use super::Reading;
+use super::{HostBackend, Place, Reading, Snapshot, SnapshotRequest, Volume};
 
-/// Opens a file or block device to be read in one state, or `live`: as it comes.
-///
-/// # Errors
-/// `Io`; `Invalid` for anything else, such as a folder.
-pub fn open(path: &Path, live: bool) -> VaultResult<(Source, Reading)> {
-    let io = |error| VaultError::io("opening", path, error);
-    let file = File::open(path).map_err(io)?;
-    if live {
-        return Ok((Source::opened(path, file)?, Reading::Live));
+/// A file or block device, as it is.
+#[derive(Debug)]
+pub struct Raw(pub PathBuf);
+
+impl HostBackend for Raw {
+    fn place(&self) -> Place<'_> {
+        Place::Path(&self.0)
     }
-    match clone(path, &file) {
-        Ok(clone) => Ok((Source::opened(path, clone)?, Reading::Clone)),
-        Err(reason) => Ok((Source::opened(path, file)?.unchanging()?, Reading::InPlace(reason))),
+
+    fn at(&self, path: PathBuf) -> Option<Volume> {
+        Some(Volume::new(Self(path)))
+    }
+
+    fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
+        let path = &self.0;
+        let file = File::open(path).map_err(|error| VaultError::io("opening", path, error))?;
+        if request.live {
+            return Ok(Snapshot::new(Source::opened(path, file)?, Reading::Live));
+        }
+        Ok(match clone(path, &file) {
+            Ok(clone) => Snapshot::new(Source::opened(path, clone)?, Reading::Clone),
+            Err(reason) => Snapshot::new(Source::opened(path, file)?.unchanging()?, Reading::InPlace(reason)),
+        })
     }
 }
 

@@ -38,6 +38,10 @@ const MAX_PAYLOAD_BYTES: u32 = 1 << 20;
 const TYPE_ERROR_BIT: u16 = 1 << 15;
 /// Reads as zeros.
 const STATE_ZERO: u32 = 2;
+/// Marked in a dirty bitmap.
+const STATE_DIRTY: u32 = 1;
+/// Contexts of dirty bitmaps, before their names.
+const BITMAP_CONTEXT: &str = "qemu:dirty-bitmap:";
 
 /// Why a client can't go on. The connection is of no use any more.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +67,8 @@ pub struct Client<S> {
     structured: bool,
     /// What the server calls the context of allocation.
     allocation: Option<u32>,
+    /// The bitmap of what changed that was asked for, and what the server calls its context.
+    bitmap: Option<(String, Option<u32>)>,
     max_read_bytes: u32,
     cookie: u64,
 }
@@ -104,7 +110,24 @@ impl<S: Read + Write> Client<S> {
     ///
     /// # Errors
     /// [`ClientError`].
-    pub fn connect(mut stream: S, export: &str) -> ClientResult<Self> {
+    pub fn connect(stream: S, export: &str) -> ClientResult<Self> {
+        Self::begin(stream, export, None)
+    }
+
+    /// Agrees with a server on an export and one of qemu's dirty bitmaps of it (qemu, `docs/interop/nbd.rst`).
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Refused` where the export has no such bitmap.
+    pub fn connect_with_bitmap(stream: S, export: &str, bitmap: &str) -> ClientResult<Self> {
+        let context = format!("{BITMAP_CONTEXT}{bitmap}");
+        let client = Self::begin(stream, export, Some(context))?;
+        match &client.bitmap {
+            Some((_, Some(_))) => Ok(client),
+            _ => Err(ClientError::Refused(format!("the bitmap '{bitmap}'"))),
+        }
+    }
+
+    fn begin(mut stream: S, export: &str, bitmap: Option<String>) -> ClientResult<Self> {
         let mut greeting = [0; 18];
         stream.read_exact(&mut greeting)?;
         let mut cursor = Cursor(&greeting);
@@ -122,12 +145,21 @@ impl<S: Read + Write> Client<S> {
             size_bytes: 0,
             structured: false,
             allocation: None,
+            bitmap: bitmap.map(|context| (context, None)),
             max_read_bytes: MAX_READ_BYTES,
             cookie: 0,
         };
         client.structured = client.ask(OPT_STRUCTURED_REPLY, &[], |_, _, _| Ok(()))?.is_ok();
         if client.structured {
-            let wanted = [&string(export)[..], &1_u32.to_be_bytes(), &string(ALLOCATION_CONTEXT)].concat();
+            let bitmap = client.bitmap.as_ref().map(|(context, _)| string(context));
+            let contexts = 1 + u32::from(bitmap.is_some());
+            let wanted = [
+                &string(export)[..],
+                &contexts.to_be_bytes(),
+                &string(ALLOCATION_CONTEXT),
+                &bitmap.unwrap_or_default(),
+            ]
+            .concat();
             // Without it, all is data.
             let _refused = client.ask(OPT_SET_META_CONTEXT, &wanted, Self::take_context)?;
         }
@@ -194,6 +226,11 @@ impl<S: Read + Write> Client<S> {
             let id = cursor.u32()?;
             if cursor.0 == ALLOCATION_CONTEXT.as_bytes() {
                 self.allocation = Some(id);
+            }
+            if let Some((context, found)) = &mut self.bitmap
+                && cursor.0 == context.as_bytes()
+            {
+                *found = Some(id);
             }
         }
         Ok(())
@@ -355,6 +392,28 @@ impl<S: Read + Write> Client<S> {
         let Some(context) = self.allocation else {
             return Ok(vec![Status { allocation: Allocation::Data, len: range.end - range.start }]);
         };
+        let extents = self.extents(context, range)?.into_iter();
+        // A hole that is not said to be zeros may read as anything.
+        let allocation =
+            |flags: u32| if flags & STATE_ZERO == 0 { Allocation::Data } else { Allocation::Hole };
+        Ok(extents.map(|(len, flags)| Status { allocation: allocation(flags), len: len.into() }).collect())
+    }
+
+    /// Asks what of a range is marked in the bitmap agreed on: lengths, and whether they are. The answer begins where the range does,
+    /// is not empty, and may end earlier or later.
+    ///
+    /// # Errors
+    /// [`ClientError`]; `Refused` without a bitmap.
+    pub fn marked(&mut self, range: Range<u64>) -> ClientResult<Vec<(u64, bool)>> {
+        let Some((_, Some(context))) = self.bitmap else {
+            return Err(ClientError::Refused("a bitmap that was not agreed on".to_owned()));
+        };
+        let extents = self.extents(context, range)?.into_iter();
+        Ok(extents.map(|(len, flags)| (len.into(), flags & STATE_DIRTY != 0)).collect())
+    }
+
+    /// Asks for the extents of a range, with their flags in a context.
+    fn extents(&mut self, context: u32, range: Range<u64>) -> ClientResult<Vec<(u32, u32)>> {
         // Some servers count in blocks of 512 bytes, and lengths have 32 bits.
         let len = u32::try_from(range.end - range.start).unwrap_or(1 << 31);
         let cookie = self.request(BLOCK_STATUS, range.start, len)?;
@@ -408,16 +467,14 @@ enum Kind {
     Structured(u16, u32),
 }
 
-fn statuses(mut cursor: Cursor<'_>) -> Result<Vec<Status>, Malformed> {
+fn statuses(mut cursor: Cursor<'_>) -> Result<Vec<(u32, u32)>, Malformed> {
     let mut extents = Vec::new();
     while !cursor.0.is_empty() {
         let (len, flags) = (cursor.u32()?, cursor.u32()?);
         if len == 0 {
             return Err(Malformed("an extent is empty"));
         }
-        // A hole that is not said to be zeros may read as anything.
-        let allocation = if flags & STATE_ZERO == 0 { Allocation::Data } else { Allocation::Hole };
-        extents.push(Status { allocation, len: len.into() });
+        extents.push((len, flags));
     }
     Ok(extents)
 }

@@ -43,6 +43,9 @@ pub enum VaultError {
     /// Data that a backup needs is missing or damaged.
     #[error("{0}")]
     Damaged(String),
+    /// What was known of what changed in a volume is not to be trusted; the backup goes on without it.
+    #[error("what is known of what changed in the volume is not to be trusted: {0}")]
+    Doubtful(String),
     /// It would be unsafe; the message says how to go on deliberately.
     #[error("{0}")]
     Unsafe(String),

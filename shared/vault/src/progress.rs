@@ -10,6 +10,8 @@ pub struct Progress {
     pub total_bytes: AtomicU64,
     /// Bytes worked through.
     pub done_bytes: AtomicU64,
+    /// Bytes that were read (backup): without holes, and without what was known to be as it was.
+    pub read_bytes: AtomicU64,
     /// Bytes of the volume that are not zeros.
     pub data_bytes: AtomicU64,
     /// Plaintext bytes that were new to the target.
@@ -36,6 +38,7 @@ impl Progress {
     pub fn reset(&self) {
         for counter in [
             &self.done_bytes,
+            &self.read_bytes,
             &self.data_bytes,
             &self.new_bytes,
             &self.new_frame_bytes,

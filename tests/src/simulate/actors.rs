@@ -595,6 +595,7 @@ pub fn options(volume: &str, host: &str, cache_dir: Option<PathBuf>, uploads: u6
         workers: 0,
         uploads: usize::try_from(uploads).unwrap_or(1),
         ignore_parent: false,
+        backup: None,
     }
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: a backup is reported as made only after the committer said so, and everything it names was in the store
 //! before the commit was asked for.
 
+mod hint;
 mod lister;
 mod packer;
 mod parent;
@@ -36,6 +37,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+pub use hint::{Changes, Hint, HintUse};
 pub use source::{Device, RegionRead, Source};
 
 use crate::commit::{CommitRequest, Committed, Committer, Direct};
@@ -45,6 +47,7 @@ use crate::error::{VaultError, VaultResult};
 use crate::progress::Progress;
 use crate::rebuild::read_directory;
 use crate::target::Target;
+use hint::Plan;
 use lister::{Listed, Lister};
 use packer::{OnTheirWay, Packer};
 use parent::Parent;
@@ -76,10 +79,12 @@ pub struct BackupOptions {
     pub uploads: usize,
     /// Whether to read without the parent's help, as for a first backup.
     pub ignore_parent: bool,
+    /// The id to give the backup, unless the catalog refuses it at first; a random one if `None`.
+    pub backup: Option<BackupId>,
 }
 
 /// What a backup came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BackupReport {
     /// Its id.
     pub backup: BackupId,
@@ -91,6 +96,10 @@ pub struct BackupReport {
     pub parent: Option<BackupId>,
     /// What was counted.
     pub stats: BackupStats,
+    /// Bytes that were read of the source, without holes.
+    pub read_bytes: u64,
+    /// What became of what was known of what changed.
+    pub hint: HintUse,
     /// The first epoch that has it.
     pub epoch: Epoch,
     /// Packs taken over from an interrupted backup.
@@ -123,22 +132,35 @@ pub async fn backup_through(
     committer: &dyn Committer,
 ) -> VaultResult<BackupReport> {
     check_volume_name(&options.volume).map_err(VaultError::Invalid)?;
-    for attempt in 1.. {
+    let mut attempts = 1;
+    let mut backup = options.backup;
+    loop {
         progress.reset();
-        let tried = Box::pin(attempt_backup(target, source, options, progress, committer)).await;
+        let tried = Box::pin(attempt_backup(target, source, options, backup, progress, committer)).await;
         match tried {
             Ok((report, _)) => return Ok(report),
+            // Not one of the attempts: it can happen once.
+            Err((VaultError::Doubtful(reason), Some(mut again))) => {
+                warn!(%reason, "what is known of what changed is not to be trusted; the volume is read in full");
+                again.doubt(reason);
+                if !again.rewind() {
+                    return Err(VaultError::Internal("a stream came with a hint".to_owned()));
+                }
+                source = again;
+            }
             Err((VaultError::Refused(refusal), Some(mut again))) => {
-                if attempt == MAX_ATTEMPTS || !again.rewind() {
+                if attempts == MAX_ATTEMPTS || !again.rewind() {
                     return Err(refusal.into());
                 }
+                attempts += 1;
+                // A manifest of that name is there.
+                backup = None;
                 warn!(%refusal, "the catalog moved on while the backup ran; it is begun anew, what is stored is kept");
                 source = again;
             }
             Err((error, _)) => return Err(error),
         }
     }
-    Err(VaultError::Internal("the backup was refused too often".to_owned()))
 }
 
 type Attempt<T> = Result<T, (VaultError, Option<Source>)>;
@@ -147,6 +169,7 @@ async fn attempt_backup(
     target: &Target,
     source: Source,
     options: &BackupOptions,
+    backup: Option<BackupId>,
     progress: &Arc<Progress>,
     committer: &dyn Committer,
 ) -> Attempt<(BackupReport, Source)> {
@@ -160,7 +183,7 @@ async fn attempt_backup(
         progress.total_bytes.store(size_bytes, std::sync::atomic::Ordering::Relaxed);
     }
     let source_name = source.name().display().to_string();
-    let session = match Session::open(target, source_name, options, progress).await {
+    let session = match Session::open(target, source_name, options, backup, progress).await {
         Ok(session) => session,
         Err(error) => return Err((error, Some(source))),
     };
@@ -175,6 +198,7 @@ async fn attempt_backup(
 struct Session {
     target: Target,
     info: SessionInfo,
+    backup: BackupId,
     root: Root,
     index: Arc<DedupIndex>,
     leftovers: Leftovers,
@@ -191,6 +215,7 @@ impl Session {
         target: &Target,
         source_name: String,
         options: &BackupOptions,
+        backup: Option<BackupId>,
         progress: &Arc<Progress>,
     ) -> VaultResult<Self> {
         let chunker_params = options.chunker.unwrap_or(target.settings.chunker);
@@ -224,6 +249,7 @@ impl Session {
         Ok(Self {
             target: target.clone(),
             info,
+            backup: backup.unwrap_or_else(|| BackupId::random(&mut rng)),
             root,
             index: Arc::new(index),
             leftovers,
@@ -269,11 +295,14 @@ impl Session {
             self.target.context.entropy.fork(),
         );
         let lister = Lister::new(self.target.clone(), Arc::clone(&self.index));
+        let parent = self.parent.clone().map(|manifest| Parent::new(self.target.clone(), manifest));
+        let (plan, hint) = follow(&source, parent.as_ref());
         let work = Work {
             target: self.target.clone(),
             chunker: self.chunker.clone(),
             zstd_level: self.target.settings.zstd_level,
-            parent: self.parent.clone().map(|manifest| Parent::new(self.target.clone(), manifest)),
+            parent,
+            plan,
             index: Arc::clone(&self.index),
             moved: Arc::clone(&self.moved),
             packer: Packer::new(
@@ -296,7 +325,9 @@ impl Session {
             let (writer, pack_bytes) = uploaded?;
             let cut = cut?;
             let record_bytes = recorded?;
-            self.finish(cut, writer, pack_bytes + record_bytes, options.workers, committer).await
+            let report =
+                self.finish(cut, writer, pack_bytes + record_bytes, options.workers, committer).await?;
+            Ok(BackupReport { hint, ..report })
         };
         (finished.await, source)
     }
@@ -323,7 +354,7 @@ impl Session {
         let listed = listed?;
         let mut rng = self.target.context.entropy.fork();
         let index_bytes: u64 = writer.written.iter().map(|(_, length)| length).sum();
-        let mut manifest = self.describe(size_bytes, &sources, listed, BackupId::random(&mut rng));
+        let mut manifest = self.describe(size_bytes, &sources, listed);
         // Index objects may name packs that no segment does (taken over, then not needed): the committer must check
         // those too, or a deleted pack could come back into the index.
         manifest.new_packs = manifest
@@ -355,19 +386,15 @@ impl Session {
             size_bytes,
             parent: manifest.parent,
             stats: manifest.stats,
+            read_bytes: Progress::read(&self.progress.read_bytes),
+            hint: HintUse::NotGiven,
             epoch,
             resumed_packs: self.leftovers.packs.len(),
         })
     }
 
     /// Puts the manifest together: the segments that are still used of the parent, then the new ones.
-    fn describe(
-        &self,
-        size_bytes: u64,
-        sources: &BTreeMap<u64, RegionSource>,
-        listed: Listed,
-        backup: BackupId,
-    ) -> Manifest {
+    fn describe(&self, size_bytes: u64, sources: &BTreeMap<u64, RegionSource>, listed: Listed) -> Manifest {
         let mut segments: Vec<SegmentRef> = Vec::new();
         let mut numbers: BTreeMap<u32, u32> = BTreeMap::new();
         let next_number = |segments: &Vec<SegmentRef>| {
@@ -396,7 +423,7 @@ impl Session {
         };
         let counted = &self.progress;
         Manifest {
-            backup,
+            backup: self.backup,
             volume: self.info.volume.clone(),
             host: self.info.host.clone(),
             source: self.source_name.clone(),
@@ -425,6 +452,25 @@ impl Session {
     }
 }
 
+/// Decides whether a hint is followed, as far as that can be told before anything is read.
+fn follow(source: &Source, parent: Option<&Parent>) -> (Option<Plan>, HintUse) {
+    let changes = match source.hint() {
+        Hint::None => return (None, HintUse::NotGiven),
+        Hint::Doubted(reason) => return (None, HintUse::Doubted(reason.clone())),
+        Hint::Changed(changes) => changes,
+    };
+    match Plan::new(changes, parent, source) {
+        Ok(plan) => {
+            let unread_bytes = plan.unread_bytes();
+            (Some(plan), HintUse::Followed { unread_bytes })
+        }
+        Err(reason) => {
+            warn!(%reason, "what is known of what changed can't be used; the volume is read in full");
+            (None, HintUse::Doubted(reason))
+        }
+    }
+}
+
 /// Reads the source to its end and closes the last pack. The source comes back, unless a thread lost it.
 async fn read_through(
     work: Work,
@@ -448,7 +494,12 @@ async fn read_through(
         }
     };
     let flushed = match cut {
-        Ok(cut) => work.packer.flush().await.map(|()| cut).map_err(|_| lister::stopped()),
+        Ok(cut) => {
+            if let (Some(plan), Some(parent)) = (&work.plan, &work.parent) {
+                plan.count_unread(parent, &work.progress);
+            }
+            work.packer.flush().await.map(|()| cut).map_err(|_| lister::stopped())
+        }
         Err(error) => Err(error),
     };
     // `work` goes here, and with it the sender of packs: the uploads end once they are through.

@@ -5,9 +5,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use strongroom_format::ids::SegmentId;
+use strongroom_format::ids::{BackupId, SegmentId};
 use strongroom_format::layout::ObjectKey;
-use strongroom_format::manifest::{Manifest, RegionSource};
+use strongroom_format::manifest::{BackupStats, Manifest, RegionSource};
 use strongroom_format::segment::{MAX_SEGMENT_BYTES, Segment};
 use tokio::sync::Mutex;
 use tracing::warn;
@@ -40,6 +40,26 @@ impl Parent {
         Self { target, manifest, sources, left, cache: Mutex::default() }
     }
 
+    /// The backup.
+    pub const fn backup(&self) -> BackupId {
+        self.manifest.backup
+    }
+
+    /// Length of the volume then, bytes.
+    pub const fn size_bytes(&self) -> u64 {
+        self.manifest.size_bytes
+    }
+
+    /// What was counted then.
+    pub const fn stats(&self) -> &BackupStats {
+        &self.manifest.stats
+    }
+
+    /// Where it has what it has in a region.
+    pub fn source(&self, region: u64) -> Option<RegionSource> {
+        self.sources.get(usize::try_from(region).ok()?).copied()
+    }
+
     /// Its segment number `segment`.
     pub fn segment_id(&self, segment: u32) -> Option<SegmentId> {
         self.manifest.segments.get(segment as usize).map(|segment| segment.id)
@@ -49,7 +69,7 @@ impl Parent {
     ///
     /// Waits for the store where the segment is not in memory.
     pub async fn list(&self, region: u64) -> Option<(RegionSource, Arc<Segment>)> {
-        let source = *self.sources.get(usize::try_from(region).ok()?)?;
+        let source = self.source(region)?;
         let RegionSource::List { segment, slot } = source else { return None };
         let segment = self.segment(self.segment_id(segment)?).await?;
         segment.list(slot).is_ok().then_some((source, segment))

@@ -16,6 +16,7 @@ use strongroom_format::manifest::RegionSource;
 use strongroom_format::segment::{ChunkRef, Extent};
 use tokio::runtime::Handle;
 
+use super::hint::{self, Plan};
 use super::lister::{Lister, PendingExtent, PendingList, stopped};
 use super::packer::{Claim, Packer};
 use super::parent::Parent;
@@ -40,6 +41,8 @@ pub struct Work {
     pub zstd_level: i32,
     /// The last backup of the volume, if it can be used.
     pub parent: Option<Parent>,
+    /// What need not be read of the source, if anything is known of what changed.
+    pub plan: Option<Plan>,
     /// What the target has.
     pub index: Arc<DedupIndex>,
     /// Rewritten packs: new lists must not name them, what the parent has in them is looked up anew.
@@ -84,6 +87,7 @@ pub fn run_on_threads(
     mut lister: Lister,
     runtime: &Handle,
 ) -> VaultResult<Cutting> {
+    runtime.block_on(prepare(work, source))?;
     let (free_tx, free_rx) = bounded(work.workers + SPARE_BUFFERS);
     for _ in 0..work.workers + SPARE_BUFFERS {
         // The channel was made with room for all.
@@ -130,6 +134,7 @@ pub fn run_on_threads(
 /// # Errors
 /// The first error of any stage.
 pub async fn run_in_place(work: &Work, source: &mut Source, mut lister: Lister) -> VaultResult<Cutting> {
+    prepare(work, source).await?;
     let mut worker = Worker::new(work)?;
     let mut sources = BTreeMap::new();
     let mut size_bytes = 0;
@@ -145,6 +150,16 @@ pub async fn run_in_place(work: &Work, source: &mut Source, mut lister: Lister) 
         }
     }
     Ok(Cutting { size_bytes, sources, lister })
+}
+
+/// Tells the source what need not be read, once that has proved right here and there.
+async fn prepare(work: &Work, source: &mut Source) -> VaultResult<()> {
+    let (Some(plan), Some(parent)) = (&work.plan, &work.parent) else { return Ok(()) };
+    let sealer = Worker::new(work)?.sealer;
+    let mut rng = work.target.context.entropy.fork();
+    plan.compare_samples(source, parent, &sealer, &work.progress, &mut rng).await?;
+    source.leave_out(plan.unread().to_vec());
+    Ok(())
 }
 
 fn panicked() -> VaultError {
@@ -164,7 +179,7 @@ fn read(source: &mut Source, free: &Receiver<Vec<u8>>, jobs: &Sender<Job>) -> Va
 
 fn read_len(read: RegionRead, buffer: &[u8]) -> u64 {
     match read {
-        RegionRead::Hole(len) => len as u64,
+        RegionRead::Hole(len) | RegionRead::Unread(len) => len as u64,
         RegionRead::Bytes => buffer.len() as u64,
     }
 }
@@ -219,7 +234,13 @@ impl<'a> Worker<'a> {
 
     async fn region(&mut self, region: u64, read: RegionRead, buffer: &[u8]) -> VaultResult<Done> {
         let finished = match read {
-            RegionRead::Hole(_) => Done::Source(region, RegionSource::Zeros),
+            RegionRead::Unread(_) => Done::Source(region, inherited(self.work, region)?),
+            RegionRead::Hole(_) => {
+                if let (Some(plan), Some(parent)) = (&self.work.plan, &self.work.parent) {
+                    check_hole(plan, parent, region).await?;
+                }
+                Done::Source(region, RegionSource::Zeros)
+            }
             RegionRead::Bytes => work_region(self.work, region, buffer, &mut self.sealer).await?,
         };
         self.work.progress.done_bytes.fetch_add(read_len(read, buffer), Relaxed);
@@ -227,7 +248,26 @@ impl<'a> Worker<'a> {
     }
 }
 
+/// Where the parent has a region that was not read.
+fn inherited(work: &Work, region: u64) -> VaultResult<RegionSource> {
+    let source = work.parent.as_ref().and_then(|parent| parent.source(region));
+    source.ok_or_else(|| VaultError::Internal(format!("region {region} was not read, and is nowhere else")))
+}
+
+/// Compares a region that turned out to be a hole with what is known of it.
+async fn check_hole(plan: &Plan, parent: &Parent, region: u64) -> VaultResult<()> {
+    if let Some(RegionSource::List { .. }) = parent.source(region) {
+        plan.check(region, false)?;
+        let Some((RegionSource::List { slot, .. }, segment)) = parent.list(region).await else {
+            return Err(hint::unreadable(region));
+        };
+        plan.replace(segment.list(slot).unwrap_or_default());
+    }
+    Ok(())
+}
+
 async fn work_region(work: &Work, region: u64, bytes: &[u8], sealer: &mut FrameSealer) -> VaultResult<Done> {
+    work.progress.read_bytes.fetch_add(bytes.len() as u64, Relaxed);
     let parent = match &work.parent {
         Some(parent) => parent.list(region).await,
         None => None,
@@ -237,6 +277,18 @@ async fn work_region(work: &Work, region: u64, bytes: &[u8], sealer: &mut FrameS
         RegionSource::Zeros => None,
     });
     let outcome = cut(bytes, &work.chunker, sealer, hints);
+    if let (Some(plan), Some(before)) =
+        (&work.plan, work.parent.as_ref().and_then(|parent| parent.source(region)))
+    {
+        match (before, hints) {
+            (RegionSource::Zeros, _) => plan.check(region, matches!(outcome, Outcome::Zeros))?,
+            (RegionSource::List { .. }, Some(hints)) => {
+                plan.check(region, matches!(outcome, Outcome::Unchanged))?;
+                plan.replace(hints);
+            }
+            (RegionSource::List { .. }, None) => return Err(hint::unreadable(region)),
+        }
+    }
     let inherit =
         |source: RegionSource| work.parent.as_ref().is_some_and(|parent| parent.may_inherit(source));
     Ok(match outcome {

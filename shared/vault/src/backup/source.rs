@@ -12,6 +12,7 @@ use bytes::Bytes;
 use rustix::fs::{SeekFrom, seek};
 use strongroom_format::chunker::REGION_BYTES;
 
+use super::hint::Hint;
 use super::stamp::Stamp;
 use crate::error::{VaultError, VaultResult};
 
@@ -22,6 +23,8 @@ pub enum RegionRead {
     Hole(usize),
     /// The buffer holds its bytes.
     Bytes,
+    /// So many bytes that were [not to be read](Source::leave_out).
+    Unread(usize),
 }
 
 /// A source of regions.
@@ -30,6 +33,11 @@ pub struct Source {
     input: Input,
     /// What it was like before it was read, if it must still be so afterwards.
     before: Option<Stamp>,
+    hint: Hint,
+    /// Regions that are not to be read.
+    unread: Vec<bool>,
+    /// The next region.
+    region: usize,
 }
 
 /// A device of known length that is not a file here, such as a remote one.
@@ -37,11 +45,23 @@ pub trait Device: Send {
     /// Its length, bytes.
     fn size_bytes(&self) -> u64;
 
-    /// Reads `len` bytes from `start` on into `buffer`, which is made that long, unless all of it is a hole.
+    /// Whether it knows what is a hole without reading it.
+    fn tells_holes(&self) -> bool;
+
+    /// Reads `len` bytes from `start` on into `buffer`, which is made that long, unless all of it is a hole. Mostly called
+    /// with ascending positions, and sometimes anew from a lower one.
     ///
     /// # Errors
     /// Of whatever it is read through.
     fn read_region(&mut self, start: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<RegionRead>;
+
+    /// Makes sure, once all was read, that it was in one state meanwhile.
+    ///
+    /// # Errors
+    /// Such as `Unsafe`: then there is no backup.
+    fn check(&mut self) -> VaultResult<()> {
+        Ok(())
+    }
 }
 
 enum Input {
@@ -50,7 +70,7 @@ enum Input {
     /// Length known, any region can be read, holes are skipped.
     Seekable { file: File, size_bytes: u64, next: u64, data_end: u64 },
     /// All there already.
-    Memory { bytes: Bytes, next: usize },
+    Memory { bytes: Bytes, next: u64 },
     /// Read once, to its end.
     Stream { reader: Box<dyn Read + Send>, ended: bool },
 }
@@ -123,7 +143,48 @@ impl Source {
     }
 
     fn of(name: &Path, input: Input) -> Self {
-        Self { name: name.to_owned(), input, before: None }
+        let (hint, unread) = (Hint::None, Vec::new());
+        Self { name: name.to_owned(), input, before: None, hint, unread, region: 0 }
+    }
+
+    /// Gives it another name, to be listed under.
+    #[must_use]
+    pub fn named(mut self, name: &Path) -> Self {
+        name.clone_into(&mut self.name);
+        self
+    }
+
+    /// Takes what is known of what changed in it.
+    #[must_use]
+    pub fn hinted(mut self, hint: Hint) -> Self {
+        self.hint = hint;
+        self
+    }
+
+    /// What is known of what changed in it.
+    pub const fn hint(&self) -> &Hint {
+        &self.hint
+    }
+
+    /// Takes what is known of what changed in it as wrong.
+    pub fn doubt(&mut self, reason: String) {
+        self.hint = Hint::Doubted(reason);
+    }
+
+    /// Leaves regions out when it is read. To be told before the first is read.
+    pub fn leave_out(&mut self, unread: Vec<bool>) {
+        self.unread = unread;
+    }
+
+    /// Whether it knows what is a hole without reading it.
+    pub fn tells_holes(&self) -> bool {
+        match &self.input {
+            Input::Device { device, .. } => device.tells_holes(),
+            // Block devices don't.
+            Input::Seekable { file, .. } => file.metadata().is_ok_and(|metadata| metadata.is_file()),
+            Input::Memory { .. } => true,
+            Input::Stream { .. } => false,
+        }
     }
 
     /// Makes sure that what is read was in one state all the time: reading ends with `Unsafe` where a file or device was
@@ -141,7 +202,10 @@ impl Source {
         Stamp::of(file).map_err(|error| VaultError::io("reading", &self.name, error))
     }
 
-    fn check_unchanged(&self) -> VaultResult<()> {
+    fn check_unchanged(&mut self) -> VaultResult<()> {
+        if let Input::Device { device, .. } = &mut self.input {
+            return device.check();
+        }
         if self.before.is_none() || self.before == self.stamp()? {
             return Ok(());
         }
@@ -168,8 +232,10 @@ impl Source {
         }
     }
 
-    /// Starts over from the first region; `false` where that can't be done.
+    /// Starts over from the first region, and leaves out none; `false` where that can't be done.
     pub fn rewind(&mut self) -> bool {
+        self.unread = Vec::new();
+        self.region = 0;
         if self.before.is_some() {
             let Ok(now) = self.stamp() else { return false };
             self.before = now;
@@ -198,19 +264,26 @@ impl Source {
     /// `Io`, also where a file became shorter while it was read; `Unsafe` at the end if it [must not
     /// change](Self::unchanging) and did.
     pub fn next_region(&mut self, buffer: &mut Vec<u8>) -> VaultResult<Option<RegionRead>> {
+        let is_unread = self.unread.get(self.region).copied().unwrap_or_default();
+        self.region += 1;
+        if let Some((size_bytes, next)) = self.position().filter(|_| is_unread) {
+            let len = region_at(size_bytes, *next);
+            *next += len as u64;
+            if len > 0 {
+                return Ok(Some(RegionRead::Unread(len)));
+            }
+        }
         let read = match &mut self.input {
             Input::Device { device, next } => {
                 let start = *next;
-                let left = usize::try_from(device.size_bytes().saturating_sub(start)).unwrap_or(usize::MAX);
-                let len = left.min(REGION_LEN);
+                let len = region_at(device.size_bytes(), start);
                 *next += len as u64;
                 if len == 0 { Ok(None) } else { device.read_region(start, len, buffer).map(Some) }
             }
             Input::Seekable { file, size_bytes, next, data_end } => {
-                let left = usize::try_from(size_bytes.saturating_sub(*next)).unwrap_or(usize::MAX);
-                let start = *next;
-                *next += left.min(REGION_LEN) as u64;
-                read_at(file, start, left.min(REGION_LEN), data_end, buffer)
+                let (start, len) = (*next, region_at(*size_bytes, *next));
+                *next += len as u64;
+                read_at(file, start, len, data_end, buffer)
             }
             Input::Memory { bytes, next } => Ok(read_memory(bytes, next, buffer)),
             Input::Stream { reader, ended } => read_stream(reader.as_mut(), ended, buffer),
@@ -221,6 +294,49 @@ impl Source {
         }
         Ok(read)
     }
+
+    /// Its length, and where it is to be read next.
+    fn position(&mut self) -> Option<(u64, &mut u64)> {
+        match &mut self.input {
+            Input::Device { device, next } => Some((device.size_bytes(), next)),
+            Input::Seekable { size_bytes, next, .. } => Some((*size_bytes, next)),
+            Input::Memory { bytes, next } => Some((bytes.len() as u64, next)),
+            Input::Stream { .. } => None,
+        }
+    }
+
+    /// Reads `len` bytes from `start` on, wherever it is read next.
+    ///
+    /// # Errors
+    /// `Io`; `Invalid` for a stream, and for what lies past the end.
+    pub fn read_at(&mut self, start: u64, len: usize, buffer: &mut Vec<u8>) -> VaultResult<()> {
+        let end = start.saturating_add(len as u64);
+        if self.size_bytes().is_none_or(|size_bytes| size_bytes < end) {
+            return Err(VaultError::Invalid(format!("{}: has no byte {end}", self.name.display())));
+        }
+        let read = match &mut self.input {
+            Input::Device { device, .. } => device.read_region(start, len, buffer).map(Some),
+            Input::Seekable { file, .. } => read_at(file, start, len, &mut 0, buffer),
+            Input::Memory { bytes, .. } => {
+                let start = usize::try_from(start).unwrap_or(usize::MAX);
+                buffer.clear();
+                buffer.extend_from_slice(&bytes[start..start + len]);
+                Ok(Some(RegionRead::Bytes))
+            }
+            Input::Stream { .. } => Ok(None),
+        };
+        let read = read.map_err(|error| VaultError::io("reading", &self.name, error))?;
+        if let Some(RegionRead::Hole(len)) = read {
+            buffer.clear();
+            buffer.resize(len, 0);
+        }
+        Ok(())
+    }
+}
+
+/// The length of the region at `start`, bytes; 0 at the end.
+fn region_at(size_bytes: u64, start: u64) -> usize {
+    usize::try_from(size_bytes.saturating_sub(start)).unwrap_or(usize::MAX).min(REGION_LEN)
 }
 
 /// The length of a file or block device; `None` for anything else.
@@ -275,9 +391,10 @@ fn read_at(
     Ok(Some(RegionRead::Bytes))
 }
 
-fn read_memory(bytes: &[u8], next: &mut usize, buffer: &mut Vec<u8>) -> Option<RegionRead> {
-    let region = &bytes[*next..bytes.len().min(*next + REGION_LEN)];
-    *next += region.len();
+fn read_memory(bytes: &[u8], next: &mut u64, buffer: &mut Vec<u8>) -> Option<RegionRead> {
+    let start = usize::try_from(*next).unwrap_or(usize::MAX).min(bytes.len());
+    let region = &bytes[start..start + region_at(bytes.len() as u64, *next)];
+    *next += region.len() as u64;
     buffer.clear();
     buffer.extend_from_slice(region);
     (!region.is_empty()).then_some(RegionRead::Bytes)
@@ -387,7 +504,7 @@ mod tests {
             while let Some(read) = source.next_region(&mut buffer).unwrap() {
                 let (region, after) = rest.split_at(rest.len().min(REGION_LEN));
                 match read {
-                    RegionRead::Hole(len) => prop_assert!(len == region.len() && region.iter().all(|byte| *byte == 0)),
+                    RegionRead::Hole(len) | RegionRead::Unread(len) => prop_assert!(len == region.len() && region.iter().all(|byte| *byte == 0)),
                     RegionRead::Bytes => prop_assert!(buffer == region),
                 }
                 rest = after;

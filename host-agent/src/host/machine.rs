@@ -1,0 +1,413 @@
+//! Disks of running machines, through their QMP monitor: a snapshot by fleecing (qemu, `docs/interop/live-block-operations.rst`).
+//!
+//! What the guest writes over while the backup reads is first copied to a scratch file, which the export that is read lies on. All names
+//! begin with `strongroom-` and the mark of this process, so that whoever comes next finds what a killed one left.
+//!
+//! Invariant: the state that is read, the record of what changed up to it and the record of what changes after it are one moment: they
+//! are made in one transaction.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use strongroom_format::ids::BackupId;
+use strongroom_vault::backup::{Changes, Device, Hint, RegionRead, Source};
+use strongroom_vault::{VaultError, VaultResult};
+use tempfile::TempDir;
+use tracing::warn;
+
+use super::bitmap::{Found, Plan};
+use super::export::{Export, PATIENCE};
+use super::qmp::Qmp;
+use super::track::Record;
+use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, owner, qemu};
+
+/// What the names of all that is made in a machine begin with.
+const PREFIX: &str = "strongroom-";
+/// The name of the export.
+const EXPORT: &str = "strongroom";
+
+/// A disk of a running machine: `qmp:SOCKET:NODE`.
+#[derive(Debug)]
+pub struct Machine {
+    socket: PathBuf,
+    /// The node of its block graph, or the device it is plugged in as.
+    node: String,
+}
+
+impl Machine {
+    /// Reads what comes after `qmp:`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parts = text.rsplit_once(':').filter(|(socket, node)| !socket.is_empty() && !node.is_empty());
+        let (socket, node) = parts.ok_or("a disk of a running machine is written qmp:SOCKET:NODE")?;
+        Ok(Self { socket: PathBuf::from(socket), node: node.to_owned() })
+    }
+}
+
+/// `query-named-block-nodes`, as far as it is needed here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Node {
+    #[serde(default)]
+    node_name: String,
+    drv: String,
+    ro: bool,
+    image: Image,
+    #[serde(default)]
+    dirty_bitmaps: Vec<Bitmap>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct Image {
+    virtual_size: u64,
+}
+
+#[derive(Debug, Deserialize)]
+struct Bitmap {
+    /// Some are a job's own, and have none.
+    #[serde(default)]
+    name: String,
+    recording: bool,
+    #[serde(default)]
+    inconsistent: bool,
+}
+
+impl Bitmap {
+    fn ours(&self) -> Option<Found> {
+        let is_whole = self.recording && !self.inconsistent;
+        Some(Found { record: self.name.parse().ok()?, is_whole })
+    }
+}
+
+impl HostBackend for Machine {
+    fn place(&self) -> Place<'_> {
+        Place::Path(&self.socket)
+    }
+
+    fn at(&self, path: PathBuf) -> Option<Volume> {
+        Some(Volume::new(Self { socket: path, node: self.node.clone() }))
+    }
+
+    fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
+        qemu::clean_up();
+        let mut qmp = Qmp::connect(&self.socket)?;
+        clear(&mut qmp, is_left_over)?;
+        let disk = self.find(&mut qmp)?;
+        let found: Vec<Found> = disk.dirty_bitmaps.iter().filter_map(Bitmap::ours).collect();
+        let plan = request.tracking.map(|tracking| Plan::of(&found, tracking));
+        let backup = plan.as_ref().map(|plan| plan.next.backup);
+        let taken = Taken::new(&self.socket, &disk, plan)?;
+        let took = taken.take(&mut qmp, &disk);
+        // The monitor has time for one at once: for others, and to unmake what there is of it should it have failed.
+        drop(qmp);
+        took?;
+        let (export, hint) = taken.export()?;
+        let name = self.socket.join(&self.node);
+        let running = Running { export, socket: self.socket.clone(), job: taken.name('j') };
+        let source = Source::device(&name, Box::new(running)).hinted(hint);
+        let leave = Leave::with(move |committed| taken.end(committed));
+        Ok(Snapshot { source, reading: Reading::Machine, backup, leave })
+    }
+}
+
+impl Machine {
+    /// Finds the disk, by the name of its node or of its device.
+    fn find(&self, qmp: &mut Qmp) -> VaultResult<Node> {
+        let blocks = qmp.run("query-block", json!({}))?;
+        let is_meant = |block: &&Value| {
+            [&block["device"], &block["qdev"], &block["inserted"]["node-name"]]
+                .iter()
+                .any(|name| name.as_str() == Some(&self.node))
+        };
+        let blocks = blocks.as_array().into_iter().flatten();
+        let plugged = blocks
+            .filter(is_meant)
+            .find_map(|block| block["inserted"]["node-name"].as_str().map(str::to_owned));
+        let name = plugged.unwrap_or_else(|| self.node.clone());
+        let mut nodes = nodes(qmp)?;
+        let at = nodes.iter().position(|node| node.node_name == name);
+        at.map(|at| nodes.swap_remove(at)).ok_or_else(|| {
+            let names: Vec<&str> = nodes.iter().map(|node| node.node_name.as_str()).collect();
+            VaultError::Invalid(format!(
+                "{}: the machine has no disk '{}'; its nodes are {}",
+                self.socket.display(),
+                self.node,
+                names.join(", ")
+            ))
+        })
+    }
+}
+
+fn nodes(qmp: &mut Qmp) -> VaultResult<Vec<Node>> {
+    let nodes = qmp.run("query-named-block-nodes", json!({ "flat": true }))?;
+    serde_json::from_value(nodes)
+        .map_err(|error| VaultError::Internal(format!("QEMU's description of its disks: {error}")))
+}
+
+/// What was made in a machine for one snapshot; unmade when this is dropped.
+struct Taken {
+    socket: PathBuf,
+    node: String,
+    mark: String,
+    plan: Option<Plan>,
+    /// Where scratch file and socket are.
+    folder: TempDir,
+}
+
+impl Taken {
+    fn new(socket: &Path, disk: &Node, plan: Option<Plan>) -> VaultResult<Self> {
+        static TAKEN: AtomicU64 = AtomicU64::new(0);
+        let folder = qemu::folder()?;
+        let note = folder.path().join(qemu::MACHINE);
+        std::fs::write(&note, socket.as_os_str().as_encoded_bytes())
+            .map_err(|error| VaultError::io("noting", &note, error))?;
+        let mark = format!("{PREFIX}{}-{}", owner::mine(), TAKEN.fetch_add(1, Relaxed));
+        Ok(Self { socket: socket.to_owned(), node: disk.node_name.clone(), mark, plan, folder })
+    }
+
+    /// The name of one of the things made; QEMU takes at most 31 bytes.
+    fn name(&self, what: char) -> String {
+        format!("{}-{what}", self.mark)
+    }
+
+    /// What is the machine's of the folder.
+    fn inner(&self) -> PathBuf {
+        self.folder.path().join("machine")
+    }
+
+    fn nbd_socket(&self) -> PathBuf {
+        self.inner().join("socket")
+    }
+
+    /// Takes the snapshot, and has it exported.
+    fn take(&self, qmp: &mut Qmp, disk: &Node) -> VaultResult<()> {
+        let (node, scratch) = (&self.node, self.name('s'));
+        let file = self.inner().join("scratch");
+        make_scratch(&self.inner(), &file, disk.image.virtual_size, qmp)?;
+        let file = json!({ "driver": "file", "filename": file });
+        let node_options = json!({ "driver": "qcow2", "node-name": scratch, "file": file, "backing": node });
+        qmp.run("blockdev-add", node_options)?;
+        let bitmap = |kind: &str, name: String, options: Value| {
+            let mut data = json!({ "node": node, "name": name });
+            if let (Some(data), Value::Object(options)) = (data.as_object_mut(), options) {
+                data.extend(options);
+            }
+            json!({ "type": format!("block-dirty-bitmap-{kind}"), "data": data })
+        };
+        let mut actions = Vec::new();
+        let mut bitmaps = Vec::new();
+        if let Some(plan) = &self.plan {
+            for record in &plan.remove {
+                actions.push(bitmap("remove", record.to_string(), json!({})));
+            }
+            if let Ok(record) = &plan.by {
+                // As it is now: it goes on taking note.
+                bitmaps.push(self.name('n'));
+                actions.push(bitmap("add", self.name('n'), json!({ "disabled": true })));
+                let merge =
+                    json!({ "node": node, "target": self.name('n'), "bitmaps": [record.to_string()] });
+                actions.push(json!({ "type": "block-dirty-bitmap-merge", "data": merge }));
+            }
+            // Only this format keeps them; with others they last as long as the machine runs.
+            let persistent = disk.drv == "qcow2" && !disk.ro;
+            actions.push(bitmap("add", plan.next.to_string(), json!({ "persistent": persistent })));
+        }
+        let backup = json!({ "job-id": self.name('j'), "device": node, "target": scratch, "sync": "none" });
+        actions.push(json!({ "type": "blockdev-backup", "data": backup }));
+        qmp.run("transaction", json!({ "actions": actions }))?;
+        let address = json!({ "type": "unix", "data": { "path": self.nbd_socket() } });
+        qmp.run("nbd-server-start", json!({ "addr": address, "max-connections": 1 })).map_err(|error| {
+            failed(
+                "exporting a disk of",
+                &self.socket,
+                format!("{error}; a machine can serve one backup at once"),
+            )
+        })?;
+        let export = json!({
+            "type": "nbd", "id": self.name('e'), "node-name": scratch, "name": EXPORT, "bitmaps": bitmaps,
+        });
+        qmp.run("block-export-add", export).map(|_| ())
+    }
+
+    /// Connects to the export, and reads what changed.
+    fn export(&self) -> VaultResult<(Export, Hint)> {
+        let socket = self.nbd_socket();
+        let stream =
+            UnixStream::connect(&socket).map_err(|error| VaultError::io("opening", &socket, error))?;
+        let by = self.plan.as_ref().map(|plan| plan.by.clone());
+        let now = self.name('n');
+        let bitmap = by.as_ref().is_some_and(Result::is_ok).then_some(now.as_str());
+        let mut export = Export::new(&self.socket, stream, EXPORT, bitmap, PATIENCE)?;
+        let hint = match by {
+            None => Hint::None,
+            Some(Err(reason)) => Hint::Doubted(reason),
+            Some(Ok(record)) => {
+                let extents = export.marked();
+                let extents =
+                    extents.map_err(|error| failed("reading what changed in", &self.socket, error))?;
+                Hint::Changed(Changes { since: record.backup, extents })
+            }
+        };
+        Ok((export, hint))
+    }
+
+    /// Unmakes the snapshot, and removes the bitmaps that are of no more use.
+    fn end(&self, committed: Option<BackupId>) -> VaultResult<()> {
+        let mut qmp = Qmp::connect(&self.socket)?;
+        let mine = format!("{}-", self.mark);
+        clear(&mut qmp, |name| name.starts_with(&mine))?;
+        let (Some(plan), Some(backup)) = (&self.plan, committed) else { return Ok(()) };
+        let node = &self.node;
+        if backup != plan.next.backup {
+            // The catalog refused the first attempt, and the second has another id.
+            let name = Record { backup, ..plan.next }.to_string();
+            let merge = json!({ "node": node, "target": name, "bitmaps": [plan.next.to_string()] });
+            let actions = json!([
+                { "type": "block-dirty-bitmap-add", "data": { "node": node, "name": name, "persistent": true } },
+                { "type": "block-dirty-bitmap-merge", "data": merge },
+            ]);
+            qmp.run("transaction", json!({ "actions": actions }))?;
+        }
+        let disk = nodes(&mut qmp)?.into_iter().find(|disk| &disk.node_name == node);
+        let found: Vec<Found> =
+            disk.iter().flat_map(|disk| &disk.dirty_bitmaps).filter_map(Bitmap::ours).collect();
+        for record in plan.stale_after(&found, backup) {
+            qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": record.to_string() }))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        // Nothing is left where it was ended well.
+        if let Err(error) = self.end(None) {
+            warn!(%error, "a snapshot of a running machine stays; the next backup of it removes that");
+        }
+    }
+}
+
+/// Makes a folder for the machine to make a socket in, with the scratch file.
+fn make_scratch(folder: &Path, file: &Path, size_bytes: u64, qmp: &Qmp) -> VaultResult<()> {
+    let io = |error| VaultError::io("making", file, error);
+    std::fs::create_dir(folder).map_err(io)?;
+    qemu::create("qcow2", file, size_bytes)?;
+    let peer = rustix::net::sockopt::socket_peercred(qmp.stream()).map_err(|error| io(error.into()))?;
+    if rustix::process::geteuid().is_root() {
+        // Machines mostly run as users of their own. What lies around it stays ours, and is found by us alone.
+        let outer = folder.parent().unwrap_or(folder);
+        std::fs::set_permissions(outer, Permissions::from_mode(0o711)).map_err(io)?;
+        std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(io)?;
+        std::fs::set_permissions(file, Permissions::from_mode(0o600)).map_err(io)?;
+        for path in [file, folder] {
+            chown(path, Some(peer.uid.as_raw()), Some(peer.gid.as_raw())).map_err(io)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a name is that of something that a process made that is gone.
+fn is_left_over(name: &str) -> bool {
+    let mark = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+    mark.is_some_and(owner::is_gone)
+}
+
+/// Removes from a machine what killed processes have left there.
+///
+/// # Errors
+/// `Io`.
+pub fn clean_up(socket: &Path) -> VaultResult<()> {
+    clear(&mut Qmp::connect(socket)?, is_left_over)
+}
+
+/// Unmakes what a snapshot consists of.
+fn clear(qmp: &mut Qmp, is_meant: impl Fn(&str) -> bool) -> VaultResult<()> {
+    let exports = qmp.run("query-block-exports", json!({}))?;
+    let (mut others, mut any) = (0, false);
+    for export in exports.as_array().into_iter().flatten() {
+        match export["id"].as_str() {
+            Some(id) if is_meant(id) => {
+                any = true;
+                qmp.run("block-export-del", json!({ "id": id, "mode": "hard" }))?;
+            }
+            _ => others += usize::from(export["type"] == "nbd"),
+        }
+    }
+    let nodes = nodes(qmp)?;
+    let scratch: Vec<&Node> = nodes.iter().filter(|node| is_meant(&node.node_name)).collect();
+    if (any || !scratch.is_empty()) && others == 0 {
+        // There may be none yet.
+        let _ = qmp.run("nbd-server-stop", json!({}));
+    }
+    qmp.cancel(&is_meant)?;
+    for node in scratch {
+        qmp.run("blockdev-del", json!({ "node-name": node.node_name }))?;
+    }
+    for node in &nodes {
+        for bitmap in node.dirty_bitmaps.iter().filter(|bitmap| is_meant(&bitmap.name)) {
+            qmp.run("block-dirty-bitmap-remove", json!({ "node": node.node_name, "name": bitmap.name }))?;
+        }
+    }
+    Ok(())
+}
+
+/// A disk in the state of a snapshot.
+struct Running {
+    export: Export,
+    socket: PathBuf,
+    job: String,
+}
+
+impl Device for Running {
+    fn size_bytes(&self) -> u64 {
+        self.export.size_bytes()
+    }
+
+    fn tells_holes(&self) -> bool {
+        self.export.tells_holes()
+    }
+
+    fn read_region(&mut self, start: u64, len: usize, buffer: &mut Vec<u8>) -> io::Result<RegionRead> {
+        self.export.read_region(start, len, buffer)
+    }
+
+    /// Makes sure that the job still keeps what the guest writes over: without it, what was read may be of later.
+    fn check(&mut self) -> VaultResult<()> {
+        let jobs = Qmp::connect(&self.socket)?.run("query-jobs", json!({}))?;
+        let ours = jobs.as_array().into_iter().flatten().find(|job| job["id"] == self.job.as_str());
+        let goes_on = |status: &Value| status == "running" || status == "paused";
+        if ours.is_some_and(|job| goes_on(&job["status"]) && job.get("error").is_none()) {
+            return Ok(());
+        }
+        Err(VaultError::Unsafe(format!(
+            "{}: the machine gave up the snapshot while it was read, as when the space for what its guest writes over runs \
+             out; no backup was made",
+            self.socket.display()
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_processes_left_that_are_gone_is_left_over() {
+        let mine = owner::mine();
+        assert!(!is_left_over(&format!("{PREFIX}{mine}-0-j")));
+        assert!(is_left_over(&format!("{PREFIX}1z141z2.1-0-j")));
+        let record = format!("{PREFIX}abababababab-3-{}", BackupId::from_bytes([1; 16]));
+        assert!(!is_left_over(&record), "a record stays");
+        assert!(!is_left_over("drive0") && !is_left_over(""));
+    }
+}
