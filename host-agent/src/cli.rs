@@ -312,6 +312,20 @@ pub struct RestoreArgs {
     /// Replaces a file that exists, once the restore is complete
     #[arg(long)]
     pub overwrite: bool,
+    /// Serves the volume as a network block device at once, writable, while it is restored to a new file behind; ends once all
+    /// is there and nobody is connected
+    #[arg(long, conflicts_with = "range")]
+    pub live: bool,
+    /// With --live: listens on a unix socket, which this user alone may connect to [default: strongroom-ID.sock in this folder]
+    #[arg(long, value_name = "PATH", requires = "live")]
+    pub socket: Option<PathBuf>,
+    /// With --live: listens on a port of the loopback interface, where every user of this machine may connect; port 0 takes a
+    /// free one
+    #[arg(long, value_name = "ADDRESS:PORT", requires = "live", conflicts_with = "socket")]
+    pub listen: Option<SocketAddr>,
+    /// With --live: memory for what was read or will be next
+    #[arg(long, value_name = "BYTES", default_value = "256MiB", requires = "live", value_parser = parse_bytes)]
+    pub cache: u64,
     /// Requests at once
     #[arg(long, value_name = "N", default_value_t = DEFAULT_FETCHES, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub fetches: u16,

@@ -14,7 +14,7 @@ use strongroom_vault::{Target, VaultResult};
 use crate::cli::{Command, GcCommand, IndexCommand, RetentionCommand};
 use crate::open::Settings;
 use crate::output::Output;
-use crate::serve::serve;
+use crate::serve::{restore_live, serve};
 
 pub use backups::cores;
 pub use fleet::until_told_to_stop;
@@ -63,6 +63,9 @@ async fn on_target(
 ) -> VaultResult<Done> {
     match command {
         Command::Backup(args) => backups::backup(settings, target, &args, output).await,
+        Command::Restore(args) if args.live => {
+            restore_live(settings, target, &args, &args.destination, output).await
+        }
         Command::Restore(args) => backups::restore(settings, target, &args, output).await,
         Command::Serve(args) => serve(settings, target, &args, output).await,
         Command::Ls(args) => look::ls(target, &args, output).await,

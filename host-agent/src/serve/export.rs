@@ -49,6 +49,10 @@ impl BackupExport {
     pub const fn image(&self) -> &Image {
         &self.image
     }
+
+    pub fn into_image(self) -> Image {
+        self.image
+    }
 }
 
 impl Image {

@@ -5,7 +5,11 @@
 
 mod export;
 mod listener;
+mod live;
 
+pub use live::restore_live;
+
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,7 +49,7 @@ pub async fn serve(
     let stop = until_told_to_stop()?;
     let head = target.head().await?;
     let (volume, entry) = find(&head.root, &args.backup)?;
-    let listener = listen(args, &entry.id.to_string()).await?;
+    let listener = listen(args.listen, args.socket.as_deref(), &entry.id.to_string()).await?;
     let options =
         ImageOptions { host: settings.host(), cache_bytes: args.cache, fetches: usize::from(args.fetches) };
     let image = open(target, BackupImage::open(target, entry.id, &options).await?, args).await?;
@@ -64,17 +68,18 @@ pub async fn serve(
             "writable": args.is_writable(), "overlay": args.overlay.as_ref().map(|path| path.display().to_string()),
         }),
     );
+    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     tokio::select! {
-        () = take_clients(&listener, &export, stop.clone()) => {}
+        () = take_clients(&listener, &places, &export, stop.clone()) => {}
         () = renew(base) => {}
     }
     drop(listener);
     finish(&export, output).await
 }
 
-async fn listen(args: &ServeArgs, backup: &str) -> VaultResult<Listener> {
-    match (&args.listen, &args.socket) {
-        (Some(address), _) => Listener::tcp(*address).await,
+async fn listen(address: Option<SocketAddr>, socket: Option<&Path>, backup: &str) -> VaultResult<Listener> {
+    match (address, socket) {
+        (Some(address), _) => Listener::tcp(address).await,
         (None, Some(path)) => Listener::unix(path),
         (None, None) => Listener::unix(Path::new(&format!("strongroom-{}.sock", &backup[..8]))),
     }
@@ -93,14 +98,18 @@ async fn open(target: &Target, base: BackupImage, args: &ServeArgs) -> VaultResu
 }
 
 /// Serves all who connect, until it is told to stop and all requests that were read by then are answered.
-async fn take_clients(listener: &Listener, export: &Arc<BackupExport>, mut stop: watch::Receiver<bool>) {
-    let places = Arc::new(Semaphore::new(MAX_CLIENTS));
+async fn take_clients(
+    listener: &Listener,
+    places: &Arc<Semaphore>,
+    export: &Arc<BackupExport>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut clients = JoinSet::new();
     let until_stop = stop.clone();
     let accept = async {
         loop {
             // Never closed.
-            let place = Arc::clone(&places).acquire_owned().await;
+            let place = Arc::clone(places).acquire_owned().await;
             match listener.accept().await {
                 Ok((reader, writer)) => {
                     let (export, stop) = (Arc::clone(export), until_stop.clone());

@@ -61,6 +61,21 @@ pub enum Piece {
     Zeros(u64),
 }
 
+impl Piece {
+    /// Its length, bytes.
+    pub const fn len(&self) -> u64 {
+        match self {
+            Self::Data(bytes) => bytes.len() as u64,
+            Self::Zeros(len) => *len,
+        }
+    }
+
+    /// Whether it has no bytes at all.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
 /// A run of bytes that are alike in how they are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Run {

@@ -78,6 +78,32 @@ pub fn open(path: &Path, owner: Owner, size_bytes: u64) -> VaultResult<(File, Ma
     Ok((data, MapFile(map), written))
 }
 
+/// Gives an overlay that holds all of its volume its last name, and removes the map, which nobody needs any more.
+pub fn retire(path: &Path, to: &Path) -> io::Result<()> {
+    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    std::fs::rename(path, to)?;
+    File::open(folder)?.sync_all()?;
+    std::fs::remove_file(map_path(path))
+}
+
+/// Removes a map whose overlay is gone: of one that was [retired](retire) when the machine stopped.
+///
+/// # Errors
+/// `Io`.
+pub fn remove_widow(path: &Path) -> VaultResult<()> {
+    let map = map_path(path);
+    if exists(path)? || !exists(&map)? {
+        return Ok(());
+    }
+    let io = |error| VaultError::io("removing", &map, error);
+    // Whoever holds its lock is about to make the overlay.
+    if File::open(&map).map_err(io)?.try_lock().is_ok() {
+        std::fs::remove_file(&map).map_err(io)
+    } else {
+        Ok(())
+    }
+}
+
 fn map_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".map");

@@ -32,7 +32,7 @@ use crate::off_thread;
 use crate::restore::zero_range;
 use blocks::BlockSet;
 use map_file::MapFile;
-pub use map_file::Owner;
+pub use map_file::{Owner, remove_widow};
 
 /// Length of a block, bytes: a page of a guest, a block of most filesystems.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -198,6 +198,46 @@ impl WritableImage {
             .await
     }
 
+    /// Takes from the backup what is not written yet of a range of whole blocks: from then on it is in the overlay.
+    ///
+    /// # Errors
+    /// As [`BackupImage::read`]; `Io`.
+    pub async fn fill(&self, range: Range<u64>) -> Result<(), ImageError> {
+        self.base.check(&range)?;
+        for (part, written) in self.overlay.parts(&range, usize::MAX) {
+            if !written {
+                let pieces = self.base.read(part.clone()).await?;
+                self.overlay.run(move |overlay| overlay.fill(part.start, &pieces)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the backup is not needed any more: all of the volume is in the overlay.
+    pub fn is_full(&self) -> bool {
+        self.written_bytes() / BLOCK_BYTES == self.base.size_bytes().div_ceil(BLOCK_BYTES)
+    }
+
+    /// Makes the file of an overlay that [is full](Self::is_full) the volume itself, under another name.
+    ///
+    /// # Errors
+    /// As [`flush`](Self::flush); `Internal` for one that is not full.
+    pub async fn into_volume(self, path: &Path) -> VaultResult<()> {
+        if !self.is_full() {
+            return Err(VaultError::Internal("a part of the volume is not restored yet".to_owned()));
+        }
+        self.flush()
+            .await
+            .map_err(|error| VaultError::Unsafe(format!("it is not known to be on disk: {error}")))?;
+        let (overlay, path) = (Arc::clone(&self.overlay), path.to_owned());
+        let moved = off_thread::run(move || {
+            let io = |error| VaultError::io("completing", &path, error);
+            overlay.data.sync_all().map_err(io)?;
+            map_file::retire(&overlay.path, &path).map_err(io)
+        });
+        moved.await.map_err(cut_off)?
+    }
+
     /// Begins to fetch a range.
     ///
     /// # Errors
@@ -306,12 +346,41 @@ impl Overlay {
     /// Makes whole blocks zeros.
     fn zero(&self, range: &Range<u64>, keep_space: bool) -> io::Result<()> {
         let _shared = self.composing.read().unwrap_or_else(PoisonError::into_inner);
+        self.clear(range, keep_space)?;
+        self.note(&(range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)));
+        Ok(())
+    }
+
+    fn clear(&self, range: &Range<u64>, keep_space: bool) -> io::Result<()> {
         let len = range.end - range.start;
         let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         if keep_space || fallocate(&self.data, punch, range.start, len).is_err() {
             zero_range(&self.data, range.start, len)?;
         }
-        self.note(&(range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES)));
+        Ok(())
+    }
+
+    /// Puts the backup's bytes where nothing is written by now; they begin with a block.
+    fn fill(&self, start: u64, pieces: &[Piece]) -> io::Result<()> {
+        // Nobody writes meanwhile: what they write must win.
+        let _alone = self.composing.write().unwrap_or_else(PoisonError::into_inner);
+        let mut at = start;
+        for piece in pieces {
+            let end = at + piece.len();
+            for (part, written) in self.parts(&(at..end), usize::MAX) {
+                match piece {
+                    _ if written => {}
+                    Piece::Data(bytes) => {
+                        let within = as_len(part.start - at)..as_len(part.end - at);
+                        self.data.write_all_at(&bytes[within], part.start)?;
+                    }
+                    // A write that failed may have left something.
+                    Piece::Zeros(_) => self.clear(&part, false)?,
+                }
+            }
+            at = end;
+        }
+        self.note(&(start / BLOCK_BYTES..at.div_ceil(BLOCK_BYTES)));
         Ok(())
     }
 
