@@ -1,8 +1,12 @@
-//! A client of one export, which reads: blocking, over any stream.
+//! A client of one export, which reads, or writes ([`Writer`]): blocking, over any stream.
 //!
 //! Invariants:
 //! - what a server says is bounded before anything is allocated or computed with it;
 //! - a read ends well only when each of its bytes came exactly once, as data or as part of a hole.
+
+mod writer;
+
+pub use writer::Writer;
 
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -55,6 +59,9 @@ pub enum ClientError {
     /// The server does not do it.
     #[error("the server refused {0}")]
     Refused(String),
+    /// The export can't be written to.
+    #[error("the export is read-only")]
+    ReadOnly,
 }
 
 type ClientResult<T> = Result<T, ClientError>;
@@ -69,6 +76,10 @@ pub struct Client<S> {
     allocation: Option<u32>,
     /// The bitmap of what changed that was asked for, and what the server calls its context.
     bitmap: Option<(String, Option<u32>)>,
+    /// What the server tells of the export, `NBD_FLAG_*`.
+    flags: u16,
+    /// Offsets and lengths of requests are multiples of this.
+    least_bytes: u32,
     max_read_bytes: u32,
     cookie: u64,
 }
@@ -146,6 +157,8 @@ impl<S: Read + Write> Client<S> {
             structured: false,
             allocation: None,
             bitmap: bitmap.map(|context| (context, None)),
+            flags: 0,
+            least_bytes: 1,
             max_read_bytes: MAX_READ_BYTES,
             cookie: 0,
         };
@@ -243,7 +256,7 @@ impl<S: Read + Write> Client<S> {
         }
         match cursor.u16()? {
             INFO_EXPORT => {
-                self.size_bytes = cursor.u64()?;
+                (self.size_bytes, self.flags) = (cursor.u64()?, cursor.u16()?);
                 *told = true;
             }
             INFO_BLOCK_SIZE => {
@@ -254,6 +267,7 @@ impl<S: Read + Write> Client<S> {
                 if self.max_read_bytes == 0 {
                     return Err(Malformed("the greatest block is less than the least"));
                 }
+                self.least_bytes = least;
             }
             _ => {}
         }
@@ -351,10 +365,14 @@ impl<S: Read + Write> Client<S> {
 
     /// Takes the head of an answer; those that tell of an error are read to their end.
     fn chunk(&mut self) -> ClientResult<Chunk> {
+        self.chunk_or_simple(!self.structured)
+    }
+
+    fn chunk_or_simple(&mut self, may_be_simple: bool) -> ClientResult<Chunk> {
         let mut magic = [0; 4];
         self.stream.read_exact(&mut magic)?;
         match u32::from_be_bytes(magic) {
-            SIMPLE_REPLY_MAGIC if !self.structured => {
+            SIMPLE_REPLY_MAGIC if may_be_simple => {
                 let mut header = [0; 12];
                 self.stream.read_exact(&mut header)?;
                 let mut cursor = Cursor(&header);

@@ -17,7 +17,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub use client::{Client, ClientError};
+pub use client::{Client, ClientError, Writer};
 pub use export::{Allocation, Export, Piece, Status};
 pub use handshake::ExportInfo;
 pub use reply::Failure;

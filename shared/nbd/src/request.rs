@@ -10,12 +10,12 @@ use crate::reply::ErrorCode;
 use crate::wire::{Cursor, MAX_PAYLOAD_BYTES, Malformed, REQUEST_MAGIC};
 
 pub(crate) const READ: u16 = 0;
-const WRITE: u16 = 1;
+pub(crate) const WRITE: u16 = 1;
 pub(crate) const DISCONNECT: u16 = 2;
-const FLUSH: u16 = 3;
+pub(crate) const FLUSH: u16 = 3;
 const TRIM: u16 = 4;
 const CACHE: u16 = 5;
-const WRITE_ZEROES: u16 = 6;
+pub(crate) const WRITE_ZEROES: u16 = 6;
 pub(crate) const BLOCK_STATUS: u16 = 7;
 
 const FLAG_FUA: u16 = 1;

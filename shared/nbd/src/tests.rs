@@ -1,5 +1,7 @@
 //! The protocol byte by byte, as `proto.md` has it, and whole conversations with a server.
 
+mod writing;
+
 use std::ops::Range;
 use std::slice::from_ref;
 use std::sync::{Arc, Mutex};
