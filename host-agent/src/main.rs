@@ -105,6 +105,7 @@ fn exit_code(error: &VaultError) -> u8 {
         VaultError::WrongKey(_) => EXIT_UNREACHABLE,
         VaultError::Unsafe(_) | VaultError::RolledBack { .. } => EXIT_UNSAFE,
         VaultError::Invalid(_) | VaultError::Find(_) => EXIT_USAGE,
+        VaultError::Incomplete { source, .. } => exit_code(source),
         VaultError::Refused(_)
         | VaultError::Fenced(_)
         | VaultError::Io { .. }

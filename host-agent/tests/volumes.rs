@@ -6,7 +6,7 @@ mod common;
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -169,6 +169,67 @@ fn block_devices_are_backed_up_and_restored_to() {
     let smaller = LoopDevice::attach(&place.file("smaller", &old));
     assert_eq!(code(&place.run(&["restore", &id, &smaller.0])), 2);
     assert!(smaller.content() == old);
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_device_is_emptied_before_and_what_was_a_hole_reads_as_zeros() {
+    let place = Place::new();
+    let mut bytes = noise((20 << 20) + 777, 21);
+    bytes[3 << 20..5 << 20].fill(0);
+    bytes[9 << 20..15 << 20].fill(0);
+    let id = place.back_up(Path::new(&place.file("source", &bytes)), "v");
+    let old = noise(21 << 20, 22);
+    for can_discard in [true, false] {
+        let file = place.file("destination", &old);
+        let device = LoopDevice::attach(&file);
+        if !can_discard {
+            let name = device.0.rsplit('/').next().unwrap();
+            std::fs::write(format!("/sys/block/{name}/queue/discard_max_bytes"), "0").unwrap();
+        }
+        place.ran(&["restore", &id, &device.0]);
+        let content = device.content();
+        assert!(content[..bytes.len()] == bytes && content[bytes.len()..] == old[bytes.len()..]);
+        let allocated = Path::new(&file).metadata().unwrap().blocks() * 512;
+        if can_discard {
+            assert!(allocated < 14 << 20, "its holes take no space: {allocated}");
+        }
+        // A range: what lies behind it is not touched.
+        std::fs::write(&device.0, &old).unwrap();
+        let range = (3 << 20) - 5..(17 << 20) + 3;
+        let text = format!("{}-{}", range.start, range.end);
+        place.ran(&["restore", &id, &device.0, "--range", &text]);
+        let content = device.content();
+        assert!(content[..range.len()] == bytes[range.clone()], "{can_discard}");
+        assert!(content[range.len()..] == old[range.len()..], "{can_discard}");
+    }
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_device_that_is_in_use_is_left_alone_and_one_that_is_incomplete_is_said_to_be() {
+    let place = Place::new();
+    let bytes = noise(20 << 20, 23);
+    let id = place.back_up(Path::new(&place.file("source", &bytes)), "v");
+    let old = noise(20 << 20, 24);
+    let device = LoopDevice::attach(&place.file("destination", &old));
+    let restore = || place.run(&["restore", &id, &device.0]);
+    let exclusive = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap();
+    let user = File::options().write(true).custom_flags(exclusive).open(&device.0).unwrap();
+    let refused = restore();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(code(&refused), 4, "{said}");
+    assert!(said.contains("in use") && !said.contains("INCOMPLETE"), "{said}");
+    drop(user);
+    assert!(device.content() == old);
+    for pack in walk(&place.path("target").join("packs")).iter().skip(1).step_by(2) {
+        std::fs::remove_file(pack).unwrap();
+    }
+    let failed = restore();
+    let said = String::from_utf8_lossy(&failed.stderr);
+    assert_eq!(code(&failed), 3, "{said}");
+    assert!(said.contains(&format!("{} now is INCOMPLETE", device.0)), "{said}");
+    assert!(device.content()[..8 << 20].iter().all(|&byte| byte == 0), "it does not look whole either");
 }
 
 /// Writes a count to the start of an image, then to its end, again and again until it is dropped.

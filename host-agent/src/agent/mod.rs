@@ -276,6 +276,7 @@ fn may_pass(error: &VaultError) -> bool {
     match error {
         VaultError::Store(error) => matches!(error.kind, Conflict | Unavailable),
         VaultError::Refused(_) | VaultError::Fenced(_) | VaultError::Internal(_) => true,
+        VaultError::Incomplete { source, .. } => may_pass(source),
         _ => false,
     }
 }

@@ -68,6 +68,14 @@ pub enum VaultError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A restore failed that had begun to write to what keeps it.
+    #[error("{source}. What is in {destination} now is INCOMPLETE: restore to it again before it is used")]
+    Incomplete {
+        /// What was written to.
+        destination: String,
+        /// Why it failed.
+        source: Box<VaultError>,
+    },
     /// The local index cache can't be used.
     #[error("local index cache: {0}; it is always safe to delete")]
     Cache(#[from] std::io::Error),
@@ -84,6 +92,9 @@ impl VaultError {
 
     /// Says whether stored data is the cause: missing, or not what it should be.
     pub fn is_damage(&self) -> bool {
+        if let Self::Incomplete { source, .. } = self {
+            return source.is_damage();
+        }
         matches!(self, Self::Format(_) | Self::Damaged(_)) || self.is_not_found()
     }
 

@@ -20,16 +20,39 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use strongroom_store::direct::{AlignedBuffer, DIRECT_ALIGNMENT, DirectFile};
 
+use super::destination::Destination;
+
 /// Length of a block: long enough that a disk writes at full speed.
 const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks that wait for more at the most: they and as many reads as there are at once bound the memory of a restore.
 const MAX_OPEN_BLOCKS: usize = 96;
 
+/// Where blocks go.
+pub trait WriteAt {
+    /// Writes all of some bytes.
+    ///
+    /// # Errors
+    /// Those of writing.
+    fn put_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+}
+
+impl WriteAt for File {
+    fn put_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)
+    }
+}
+
+impl WriteAt for Box<dyn Destination> {
+    fn put_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_at(offset, bytes)
+    }
+}
+
 /// Takes bytes of a file or device in any order.
 #[derive(Debug)]
 pub struct Blocks {
-    /// The same file or device, for direct writes.
-    direct: DirectFile,
+    /// The same file or device, for direct writes, where it is one.
+    direct: Option<DirectFile>,
     state: Mutex<State>,
 }
 
@@ -52,7 +75,12 @@ struct Block {
 impl Blocks {
     /// Prepares for the file or device at a path.
     pub fn new(path: &Path) -> Self {
-        Self { direct: DirectFile::open(path), state: Mutex::default() }
+        Self { direct: Some(DirectFile::open(path)), state: Mutex::default() }
+    }
+
+    /// Prepares for something that has no path.
+    pub fn without_path() -> Self {
+        Self { direct: None, state: Mutex::default() }
     }
 
     /// Announces bytes that will be given.
@@ -71,7 +99,7 @@ impl Blocks {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn write_at(&self, file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub fn write_at(&self, file: &impl WriteAt, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let (mut at, mut rest) = (offset, bytes);
         while !rest.is_empty() {
             let (number, within) = place(at);
@@ -91,18 +119,22 @@ impl Blocks {
     ///
     /// # Errors
     /// Those of writing.
-    pub fn flush(&self, file: &File) -> io::Result<()> {
+    pub fn flush(&self, file: &impl WriteAt) -> io::Result<()> {
         let open = std::mem::take(&mut self.state().open);
         open.iter().try_for_each(|(number, block)| self.put(file, *number, block))
     }
 
-    fn put(&self, file: &File, number: u64, block: &Block) -> io::Result<()> {
+    fn put(&self, file: &impl WriteAt, number: u64, block: &Block) -> io::Result<()> {
         let base = number * BLOCK_BYTES as u64;
         let bytes = block.buffer.bytes();
-        let through_cache = |from: usize, to: usize| file.write_all_at(&bytes[from..to], base + from as u64);
+        let through_cache = |from: usize, to: usize| file.put_at(&bytes[from..to], base + from as u64);
         for &(start, end) in &block.runs {
             let (from, to) = (start.next_multiple_of(DIRECT_ALIGNMENT), end - end % DIRECT_ALIGNMENT);
-            if from < to && self.direct.write_at(&bytes[from..to], base + from as u64)? {
+            let direct = match &self.direct {
+                Some(direct) if from < to => direct.write_at(&bytes[from..to], base + from as u64)?,
+                _ => false,
+            };
+            if direct {
                 through_cache(start, from)?;
                 through_cache(to, end)?;
             } else {

@@ -80,7 +80,8 @@ impl ChunkSource {
             }
         };
         for wanted in failed {
-            take(&wanted, self.another_copy(&wanted, denied.clone()).await)?;
+            let (take, copy) = (take.clone(), self.another_copy(&wanted, denied.clone()).await);
+            off_thread::run(move || take(&wanted, copy)).await.map_err(cut_off)??;
         }
         Ok(())
     }

@@ -1,35 +1,30 @@
-//! Where a restore writes to: a file, a block device, or a stream.
+//! Where a restore writes to: a file, what a host has, or a stream.
 //!
 //! Invariant: what is not complete does not look whole. A file appears under its name only when it is complete and on
-//! disk. On a block device the first region, which holds what makes it a partition table or a filesystem, stays zeros
-//! until all the rest is written.
+//! disk. On a block device, and wherever else it stays what was written, the first region, which holds what makes it a partition
+//! table or a filesystem, stays zeros until all the rest is written.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use strongroom_format::chunker::REGION_BYTES;
-use tempfile::NamedTempFile;
-use tracing::{debug, info};
 
 use super::blocks::Blocks;
+use super::destination::{BlockDevice, Destination};
+use super::incomplete::IncompleteFile;
 use crate::error::{VaultError, VaultResult};
 
-/// Zeros are written in pieces of this many bytes where a device can't be told to hold zeros.
-const ZERO_PIECE_BYTES: usize = 1 << 20;
-
-/// What the names of files end with that are not complete.
-const INCOMPLETE: &str = ".strongroom-incomplete";
+/// What is kept back of the first region is written in such blocks, bytes; those of zeros are not, and take no space.
+const HEAD_BLOCK_BYTES: usize = 4096;
 
 /// A destination that takes bytes at any offset.
 #[derive(Debug)]
 pub enum Sink {
     /// A new file.
     File(FileSink),
-    /// A block device.
+    /// A block device, or what else a host has.
     Device(DeviceSink),
     /// Memory: one stretch of a stream.
     Memory(MemorySink),
@@ -38,16 +33,14 @@ pub enum Sink {
 /// A file that gets its name when it is complete.
 #[derive(Debug)]
 pub struct FileSink {
-    path: PathBuf,
-    file: NamedTempFile,
+    file: IncompleteFile,
     blocks: Blocks,
 }
 
-/// A block device.
+/// A destination that is there.
 #[derive(Debug)]
 pub struct DeviceSink {
-    path: PathBuf,
-    file: File,
+    destination: Box<dyn Destination>,
     blocks: Blocks,
     /// What belongs at the start, kept back.
     head: Mutex<Vec<u8>>,
@@ -61,66 +54,50 @@ pub struct MemorySink {
 }
 
 impl Sink {
-    /// Opens a destination of `size_bytes`.
+    /// Opens a file or block device for `size_bytes`.
     ///
     /// # Errors
-    /// `Unsafe` for a file that exists, unless `overwrite`; `Invalid` for a device that is too small; `Io`.
+    /// `Unsafe` for a file that exists, unless `overwrite`, and for a device that is in use; `Invalid` for a device that is too
+    /// small; `Io`; `Incomplete` if the device was written to already.
     pub fn open(path: &Path, size_bytes: u64, overwrite: bool) -> VaultResult<Self> {
-        match std::fs::metadata(path) {
-            Ok(metadata) if metadata.file_type().is_block_device() => Self::open_device(path, size_bytes),
-            Ok(metadata) if !metadata.is_file() => Err(VaultError::Invalid(format!(
-                "{}: neither a file nor a block device; give the name of a new file",
-                path.display()
-            ))),
-            Ok(metadata) if metadata.len() > 0 && !overwrite => Err(VaultError::Unsafe(format!(
-                "{}: exists; choose another name, or say --overwrite to replace it once the restore is complete",
-                path.display()
-            ))),
-            Ok(_) => Self::create_file(path, size_bytes),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create_file(path, size_bytes),
-            Err(error) => Err(VaultError::io("opening", path, error)),
+        if std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+            return Self::fill(Box::new(BlockDevice::open(path)?), Blocks::new(path), size_bytes);
         }
+        let file = IncompleteFile::create(path, overwrite)?;
+        file.file().set_len(size_bytes).map_err(|error| VaultError::io("creating", path, error))?;
+        let blocks = Blocks::new(file.temporary_path());
+        Ok(Self::File(FileSink { file, blocks }))
     }
 
-    fn create_file(path: &Path, size_bytes: u64) -> VaultResult<Self> {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let prefix = format!(".{name}.");
-        remove_abandoned(folder, &prefix);
-        let file = tempfile::Builder::new()
-            .prefix(&prefix)
-            .suffix(INCOMPLETE)
-            .tempfile_in(folder)
-            .and_then(|file| file.as_file().set_len(size_bytes).map(|()| file))
-            .map_err(|error| VaultError::io("creating", path, error))?;
-        // Where locks don't work, they don't for whoever would remove it either.
-        if let Err(error) = file.as_file().try_lock() {
-            debug!(path = %file.path().display(), %error, "not locked");
-        }
-        let blocks = Blocks::new(file.path());
-        Ok(Self::File(FileSink { path: path.to_owned(), file, blocks }))
+    /// Begins to fill what a host has with `size_bytes`.
+    ///
+    /// # Errors
+    /// `Invalid` if it is too small; `Io`; `Incomplete` if it was written to already.
+    pub fn of(destination: Box<dyn Destination>, size_bytes: u64) -> VaultResult<Self> {
+        Self::fill(destination, Blocks::without_path(), size_bytes)
     }
 
-    fn open_device(path: &Path, size_bytes: u64) -> VaultResult<Self> {
-        let io = |error| VaultError::io("opening", path, error);
-        // O_EXCL on a block device: the kernel refuses while it is mounted or in use by another driver.
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0))
-            .open(path)
-            .map_err(io)?;
-        let device_bytes = seek(&file, SeekFrom::End(0)).map_err(|error| io(error.into()))?;
-        if device_bytes < size_bytes {
+    fn fill(mut destination: Box<dyn Destination>, blocks: Blocks, size_bytes: u64) -> VaultResult<Self> {
+        let has_bytes = destination.size_bytes();
+        if has_bytes < size_bytes {
             return Err(VaultError::Invalid(format!(
-                "{}: holds {device_bytes} bytes, and the backup needs {size_bytes}",
-                path.display()
+                "{}: holds {has_bytes} bytes, and the backup needs {size_bytes}",
+                destination.name().display()
             )));
         }
-        let head_len = usize::try_from(size_bytes.min(REGION_BYTES)).unwrap_or(0);
-        let blocks = Blocks::new(path);
-        let sink = DeviceSink { path: path.to_owned(), file, blocks, head: Mutex::new(vec![0; head_len]) };
-        zero_range(&sink.file, 0, head_len as u64).and_then(|()| sink.file.sync_all()).map_err(io)?;
+        let stays = destination.stays();
+        let head_len = if stays { usize::try_from(size_bytes.min(REGION_BYTES)).unwrap_or(0) } else { 0 };
+        let mut prepare = || {
+            destination.prepare(size_bytes)?;
+            if head_len > 0 {
+                destination.zero(0, head_len as u64)?;
+                destination.flush()?;
+            }
+            Ok(())
+        };
+        let prepared = prepare();
+        let sink = DeviceSink { destination, blocks, head: Mutex::new(vec![0; head_len]) };
+        prepared.map_err(|error| sink.incomplete(sink.io("preparing", error)))?;
         Ok(Self::Device(sink))
     }
 
@@ -134,8 +111,7 @@ impl Sink {
         match self {
             Self::File(sink) => sink.blocks.expect(offset, len),
             Self::Device(sink) => {
-                let head = sink.head.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
-                let start = offset.max(head);
+                let start = offset.max(sink.head_len());
                 sink.blocks.expect(start, (offset + len).saturating_sub(start));
             }
             Self::Memory(_) => {}
@@ -150,22 +126,9 @@ impl Sink {
         match self {
             Self::File(sink) => sink
                 .blocks
-                .write_at(sink.file.as_file(), offset, bytes)
-                .map_err(|error| VaultError::io("writing", &sink.path, error)),
-            Self::Device(sink) => {
-                let mut head = sink.head.lock().unwrap_or_else(PoisonError::into_inner);
-                let in_head =
-                    usize::try_from((head.len() as u64).saturating_sub(offset)).unwrap_or(usize::MAX);
-                let (first, rest) = bytes.split_at(in_head.min(bytes.len()));
-                if !first.is_empty() {
-                    let at = usize::try_from(offset).unwrap_or(0);
-                    head[at..at + first.len()].copy_from_slice(first);
-                }
-                drop(head);
-                sink.blocks
-                    .write_at(&sink.file, offset + first.len() as u64, rest)
-                    .map_err(|error| VaultError::io("writing", &sink.path, error))
-            }
+                .write_at(sink.file.file(), offset, bytes)
+                .map_err(|error| VaultError::io("writing", sink.file.path(), error)),
+            Self::Device(sink) => sink.write_at(offset, bytes),
             Self::Memory(sink) => {
                 let mut all = sink.bytes.lock().unwrap_or_else(PoisonError::into_inner);
                 let at = usize::try_from(offset - sink.start).unwrap_or(usize::MAX);
@@ -175,129 +138,114 @@ impl Sink {
         }
     }
 
-    /// Sees to it that a range reads as zeros.
+    /// Whether [`Self::zeros`] has to do anything.
+    pub const fn is_made_of_zeros(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Memory(_))
+    }
+
+    /// Sees to it that a range reads as zeros. May block.
     ///
     /// # Errors
     /// `Io`.
     pub fn zeros(&self, offset: u64, len: u64) -> VaultResult<()> {
         match self {
-            // Both are made of zeros.
             Self::File(_) | Self::Memory(_) => Ok(()),
             Self::Device(sink) => {
-                let head = sink.head.lock().unwrap_or_else(PoisonError::into_inner).len() as u64;
-                let start = offset.max(head);
+                let start = offset.max(sink.head_len());
                 let len = (offset + len).saturating_sub(start);
-                zero_range(&sink.file, start, len)
-                    .map_err(|error| VaultError::io("zeroing", &sink.path, error))
+                sink.destination.zero(start, len).map_err(|error| sink.io("zeroing", error))
             }
         }
     }
 
-    /// Makes what was written durable and, only now, whole.
+    /// Makes what was written durable and, only now, whole. May block.
     ///
     /// # Errors
-    /// `Io`.
+    /// `Io`; those of [`Destination::complete`]; `Incomplete`, with one of these.
     pub fn finish(self) -> VaultResult<Vec<u8>> {
         match self {
             Self::File(sink) => {
-                let io = |error| VaultError::io("completing", &sink.path, error);
-                let file = sink.file.as_file();
-                sink.blocks.flush(file).and_then(|()| file.sync_all()).map_err(io)?;
-                let path = sink.path.clone();
-                sink.file.persist(&path).map_err(|error| VaultError::io("completing", &path, error.error))?;
-                let folder =
-                    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                File::open(folder)
-                    .and_then(|folder| folder.sync_all())
-                    .map_err(|error| VaultError::io("completing", &path, error))?;
+                let io = |error| VaultError::io("completing", sink.file.path(), error);
+                sink.blocks.flush(sink.file.file()).map_err(io)?;
+                sink.file.complete()?;
                 Ok(Vec::new())
             }
-            Self::Device(sink) => {
-                let head = sink.head.into_inner().unwrap_or_else(PoisonError::into_inner);
-                sink.blocks
-                    .flush(&sink.file)
-                    .and_then(|()| sink.file.sync_all())
-                    .and_then(|()| sink.file.write_all_at(&head, 0))
-                    .and_then(|()| sink.file.sync_all())
-                    .map_err(|error| VaultError::io("completing", &sink.path, error))?;
-                Ok(Vec::new())
-            }
+            Self::Device(sink) => sink.finish().map(|()| Vec::new()),
             Self::Memory(sink) => Ok(sink.bytes.into_inner().unwrap_or_else(PoisonError::into_inner)),
         }
     }
-}
 
-/// Removes what restores to the same name left that were killed: each holds a lock on its file as long as it lives.
-///
-/// What can't be looked at or removed stays: it takes space, and is in nobody's way.
-fn remove_abandoned(folder: &Path, prefix: &str) {
-    let Ok(entries) = std::fs::read_dir(folder) else { return };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let Some(name) = name.to_str() else { continue };
-        let ours = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(INCOMPLETE));
-        if !ours.is_some_and(|random| !random.is_empty() && !random.contains('.')) {
-            continue;
-        }
-        let path = entry.path();
-        let abandoned = OpenOptions::new()
-            .write(true)
-            .custom_flags(i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0))
-            .open(&path)
-            .is_ok_and(|file| file.try_lock().is_ok() && std::fs::remove_file(&path).is_ok());
-        if abandoned {
-            info!(path = %path.display(), "removed what a killed restore left");
+    /// The error of a restore to this that failed: says what is incomplete now.
+    pub fn failed(&self, error: VaultError) -> VaultError {
+        match self {
+            Self::Device(sink) => sink.incomplete(error),
+            Self::File(_) | Self::Memory(_) => error,
         }
     }
 }
 
-/// Makes a range of a file or device read as zeros and keep its space: by telling it to where it can, else by writing them.
-///
-/// # Errors
-/// Those of writing.
-pub fn zero_range(file: &File, start: u64, len: u64) -> io::Result<()> {
-    if len == 0 || fallocate(file, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, len).is_ok()
-    {
-        return Ok(());
+impl DeviceSink {
+    fn head_len(&self) -> u64 {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner).len() as u64
     }
-    let zeros = vec![0; ZERO_PIECE_BYTES];
-    let (mut at, end) = (start, start + len);
-    while at < end {
-        let piece = usize::try_from(end - at).unwrap_or(usize::MAX).min(zeros.len());
-        file.write_all_at(&zeros[..piece], at)?;
-        at += piece as u64;
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> VaultResult<()> {
+        let mut head = self.head.lock().unwrap_or_else(PoisonError::into_inner);
+        let in_head = usize::try_from((head.len() as u64).saturating_sub(offset)).unwrap_or(usize::MAX);
+        let (first, rest) = bytes.split_at(in_head.min(bytes.len()));
+        if !first.is_empty() {
+            let at = usize::try_from(offset).unwrap_or(0);
+            head[at..at + first.len()].copy_from_slice(first);
+        }
+        drop(head);
+        let at = offset + first.len() as u64;
+        self.blocks.write_at(&self.destination, at, rest).map_err(|error| self.io("writing", error))
     }
-    Ok(())
+
+    fn finish(mut self) -> VaultResult<()> {
+        let head = std::mem::take(self.head.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let destination = &self.destination;
+        let write = || {
+            self.blocks.flush(destination)?;
+            destination.flush()?;
+            for data in data_of(&head) {
+                destination.write_at(data.start as u64, &head[data])?;
+            }
+            if head.is_empty() { Ok(()) } else { destination.flush() }
+        };
+        write().map_err(|error| self.incomplete(self.io("completing", error)))?;
+        let (name, stays) = (destination.name().display().to_string(), destination.stays());
+        self.destination.complete().map_err(|error| incomplete(stays, name, error))
+    }
+
+    fn io(&self, doing: &'static str, error: std::io::Error) -> VaultError {
+        VaultError::io(doing, self.destination.name(), error)
+    }
+
+    fn incomplete(&self, error: VaultError) -> VaultError {
+        incomplete(self.destination.stays(), self.destination.name().display().to_string(), error)
+    }
+}
+
+/// Where there are other bytes than zeros, in whole blocks.
+fn data_of(bytes: &[u8]) -> Vec<Range<usize>> {
+    let is_zeros = |block: &&[u8]| block.iter().all(|&byte| byte == 0);
+    let blocks: Vec<&[u8]> = bytes.chunks(HEAD_BLOCK_BYTES).collect();
+    let mut at = 0;
+    let mut data = Vec::new();
+    for run in blocks.chunk_by(|a, b| is_zeros(a) == is_zeros(b)) {
+        let len = run.iter().map(|block| block.len()).sum::<usize>();
+        if !run.first().is_none_or(is_zeros) {
+            data.push(at..at + len);
+        }
+        at += len;
+    }
+    data
+}
+
+fn incomplete(stays: bool, destination: String, error: VaultError) -> VaultError {
+    if stays { VaultError::Incomplete { destination, source: Box::new(error) } } else { error }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_files_that_dead_restores_to_the_same_name_left_are_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = |name: &str| folder.path().join(name);
-        let alive = Sink::open(&path("db.img"), 10, false).unwrap();
-        let kept = [
-            ".other.img.Ab12.strongroom-incomplete",
-            ".db.img.old.Ab12.strongroom-incomplete",
-            "db.img.Ab12.strongroom-incomplete",
-            ".db.img.Ab12.mine",
-            ".db.img..strongroom-incomplete",
-        ];
-        for name in kept.into_iter().chain([".db.img.Ab12.strongroom-incomplete"]) {
-            std::fs::write(path(name), b"left").unwrap();
-        }
-        let second = Sink::open(&path("db.img"), 20, false).unwrap();
-        assert!(!path(".db.img.Ab12.strongroom-incomplete").exists());
-        assert!(kept.iter().all(|name| path(name).exists()));
-        alive.write_at(0, b"0123456789").unwrap();
-        alive.finish().unwrap();
-        assert_eq!(std::fs::read(path("db.img")).unwrap(), b"0123456789");
-        drop(second);
-        let names: Vec<_> =
-            std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(names.len(), kept.len() + 1, "{names:?}");
-    }
-}
+mod tests;
