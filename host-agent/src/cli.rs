@@ -10,7 +10,7 @@ use strongroom_catalog::retention::Rate;
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_vault::restore::DEFAULT_FETCHES;
 
-use crate::host::Volume;
+use crate::host::{RestoreTo, Volume};
 use crate::version;
 
 /// Encrypted, deduplicated backup of block volumes to S3 or a folder, without a server.
@@ -105,6 +105,17 @@ pub enum Command {
     /// Backs up a file, a block device, or standard input
     Backup(BackupArgs),
     /// Restores a backup, whole or a range of it
+    #[command(
+        after_help = "A file or image appears when it is complete. A device or export that is there is written over, from its start on; \
+                      one that is in use is refused. If that fails, the error says that it is INCOMPLETE, and its first 8 MiB \
+                      are zeros.\n\n\
+                      Examples:\n  \
+                      strongroom restore vm1@latest /var/lib/images/vm1.img\n  \
+                      strongroom restore vm1@latest /dev/vg0/vm1\n  \
+                      strongroom restore vm1@latest qemu:qcow2:/var/lib/images/vm1.qcow2\n  \
+                      strongroom restore vm1@latest 'nbd+unix:///disk?socket=/run/qsd.sock'\n  \
+                      strongroom restore vm1@latest mbr --range 0+512"
+    )]
     Restore(RestoreArgs),
     /// Serves a backup as a network block device, to boot a machine from it or mount it without restoring it first
     #[command(
@@ -304,8 +315,9 @@ pub struct BackupArgs {
 pub struct RestoreArgs {
     /// A backup's id, a unique prefix of it, or VOLUME@latest
     pub backup: String,
-    /// A file, a block device, or - for standard output
-    pub destination: PathBuf,
+    /// A file, a block device, or - for standard output; qemu:FORMAT:FILE for a new image in another format, such as
+    /// qemu:qcow2:vm.qcow2; nbd+unix:///NAME?socket=PATH for an export
+    pub destination: RestoreTo,
     /// Only these bytes of the volume: START-END (END excluded) or START+LENGTH
     #[arg(long, value_name = "RANGE", value_parser = parse_range)]
     pub range: Option<Range<u64>>,
@@ -547,7 +559,7 @@ pub enum RequestCommand {
     Restore {
         /// A backup's id, a unique prefix of it, or VOLUME@latest
         backup: String,
-        /// Where to, on that host
+        /// Where to, on that host, as for `strongroom restore`
         destination: String,
         /// The host that writes it
         #[arg(long, value_name = "NAME")]

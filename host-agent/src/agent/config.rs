@@ -10,7 +10,7 @@ use strongroom_vault::{VaultError, VaultResult};
 
 use crate::cli::parse_bytes;
 use crate::commands::cores;
-use crate::host::{Place, Volume};
+use crate::host::{Place, RestoreTo, Volume};
 
 /// The table `[agent]` of the configuration file.
 #[derive(Debug, Clone, Deserialize)]
@@ -23,7 +23,7 @@ pub struct AgentConfig {
     /// Whether sources are read as they are, without a snapshot and even if they are written to meanwhile.
     pub live: bool,
     /// Whether sources may be images in qemu's formats: such an image may name others that it is based on, anywhere on this host,
-    /// and those are read as well.
+    /// and those are read as well. Destinations too: no others are named there, but qemu's tools run.
     pub images: bool,
     /// Whether sources that can are made to take note of what changes, so that only that is read: qcow2 images get a bitmap for it.
     pub track_changes: bool,
@@ -153,8 +153,16 @@ impl AgentConfig {
     ///
     /// # Errors
     /// `Invalid` if it may not; `Io` if its folder is not there.
-    pub fn destination(&self, path: &str) -> VaultResult<PathBuf> {
-        let path = Path::new(path);
+    pub fn destination(&self, text: &str) -> VaultResult<RestoreTo> {
+        let destination: RestoreTo = text.parse().map_err(VaultError::Invalid)?;
+        if matches!(destination, RestoreTo::Image { .. }) && !self.images {
+            return Err(VaultError::Invalid(
+                "this host lets its agent make images in qemu's formats only with images = true under [agent] in its \
+                 configuration file"
+                    .to_owned(),
+            ));
+        }
+        let path = destination.path();
         let error = |error| VaultError::io("opening", path, error);
         let found = match (path.canonicalize(), path.parent(), path.file_name()) {
             (Ok(found), ..) => found,
@@ -163,7 +171,7 @@ impl AgentConfig {
             (Err(reason), ..) => return Err(error(reason)),
         };
         allowed(&self.destinations, &found, "destinations", "write")?;
-        Ok(found)
+        Ok(destination.at(found))
     }
 }
 
@@ -244,11 +252,19 @@ mod tests {
         assert!(AgentConfig::default().source(&path("a.img")).is_err(), "nothing is listed");
         let image = format!("qemu:qcow2:{}", path("a.img"));
         assert!(config.source(&image).is_err(), "images name other files");
+        let new_image = format!("qemu:qcow2:{}", path("new.qcow2"));
+        assert!(config.destination(&new_image).is_err());
+        assert!(config.destination("qemu:").is_err());
         let config = AgentConfig { images: true, ..config };
         assert!(config.source(&image).is_ok());
+        assert_eq!(config.destination(&new_image).unwrap().to_string(), new_image);
+        let export = format!("nbd+unix:///disk?socket={}", path("socket"));
+        assert_eq!(config.destination(&export).unwrap().to_string(), export);
         for outside in [path("link"), path("../secret")] {
             assert!(config.source(&format!("qemu:qcow2:{outside}")).is_err(), "{outside}");
             assert!(config.source(&format!("nbd+unix:///?socket={outside}")).is_err(), "{outside}");
+            assert!(config.destination(&format!("qemu:qcow2:{outside}")).is_err(), "{outside}");
+            assert!(config.destination(&format!("nbd+unix:///?socket={outside}")).is_err(), "{outside}");
         }
     }
 }

@@ -1,7 +1,6 @@
 //! What a run asks of a host.
 
 use std::cell::Cell;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,13 +10,13 @@ use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_format::ids::RunId;
 use strongroom_vault::backup::{BackupOptions, backup_through};
 use strongroom_vault::dedup::DedupLimits;
-use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions, restore_to_path};
+use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions};
 use strongroom_vault::verify::{Depth, verify};
 use strongroom_vault::{Progress, VaultError, VaultResult};
 use tracing::{info, warn};
 
 use super::{Agent, hooks};
-use crate::host::{Snapshot, Tracking, create_snapshot_of_guest, told};
+use crate::host::{RestoreTo, Snapshot, Tracking, create_snapshot_of_guest, told};
 
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
@@ -167,7 +166,7 @@ impl Agent {
             fetches: usize::from(DEFAULT_FETCHES),
             overwrite,
         };
-        let report = restore_to_path(&target, entry.id, &destination, &options, progress).await?;
+        let report = destination.restore(&target, entry.id, &options, progress).await?;
         Ok(RunResult {
             backup: Some(entry.id),
             logical_bytes: report.size_bytes,
@@ -179,17 +178,21 @@ impl Agent {
 
     /// Says whether a destination that exists was put there by an earlier attempt of this run, which died before it could
     /// say so. That there was nothing before the first one is noted beside the cache.
-    fn is_ours(&self, id: RunId, destination: &Path) -> VaultResult<bool> {
+    fn is_ours(&self, id: RunId, destination: &RestoreTo) -> VaultResult<bool> {
+        // Nothing is put anywhere.
+        if matches!(destination, RestoreTo::Export { .. }) {
+            return Ok(false);
+        }
         let Some(cache_dir) = &self.settings.global.cache_dir else { return Ok(false) };
         let notes = cache_dir.join("restores");
         let note = notes.join(id.to_string());
         if note.exists() {
             return Ok(true);
         }
-        if !destination.exists() {
+        if !destination.path().exists() {
             let io = |error| VaultError::io("noting a restore", &note, error);
             std::fs::create_dir_all(&notes).map_err(io)?;
-            std::fs::write(&note, destination.display().to_string()).map_err(io)?;
+            std::fs::write(&note, destination.to_string()).map_err(io)?;
         }
         Ok(false)
     }

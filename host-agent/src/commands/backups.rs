@@ -8,7 +8,7 @@ use serde_json::json;
 use strongroom_catalog::find::find;
 use strongroom_vault::backup::{BackupOptions, BackupReport, HintUse, Source, backup as back_up};
 use strongroom_vault::dedup::DedupLimits;
-use strongroom_vault::restore::{RestoreOptions, restore_to_path, restore_to_stream};
+use strongroom_vault::restore::{RestoreOptions, restore_to_stream};
 use strongroom_vault::{Progress, Target, VaultError, VaultResult};
 
 use super::Done;
@@ -125,21 +125,21 @@ pub async fn restore(
         overwrite: args.overwrite,
     };
     let progress = Arc::new(Progress::default());
-    let to_stdout = args.destination == Path::new("-");
+    let to_stdout = args.destination.path() == Path::new("-");
     let report = {
         // With the data itself on standard output there is no place for events.
         let _watch = (!to_stdout || !output.json).then(|| output.watch("restore", &progress));
         if to_stdout {
             restore_to_stream(target, entry.id, std::io::stdout(), &options, &progress).await?
         } else {
-            restore_to_path(target, entry.id, &args.destination, &options, &progress).await?
+            args.destination.restore(target, entry.id, &options, &progress).await?
         }
     };
     output.say(&format!(
         "restored {} of volume {volume} ({} of data) to {}; fetched {}",
         bytes(report.size_bytes),
         bytes(report.data_bytes),
-        args.destination.display(),
+        args.destination,
         bytes(report.fetched_bytes)
     ));
     if output.json && !to_stdout {
@@ -147,7 +147,7 @@ pub async fn restore(
             "",
             &json!({
                 "event": "restore", "id": entry.id, "volume": volume,
-                "destination": args.destination.display().to_string(), "restored_bytes": report.size_bytes,
+                "destination": args.destination.to_string(), "restored_bytes": report.size_bytes,
                 "data_bytes": report.data_bytes, "fetched_bytes": report.fetched_bytes,
             }),
         );

@@ -63,9 +63,7 @@ async fn on_target(
 ) -> VaultResult<Done> {
     match command {
         Command::Backup(args) => backups::backup(settings, target, &args, output).await,
-        Command::Restore(args) if args.live => {
-            restore_live(settings, target, &args, &args.destination, output).await
-        }
+        Command::Restore(args) if args.live => restore_live(settings, target, &args, output).await,
         Command::Restore(args) => backups::restore(settings, target, &args, output).await,
         Command::Serve(args) => serve(settings, target, &args, output).await,
         Command::Ls(args) => look::ls(target, &args, output).await,

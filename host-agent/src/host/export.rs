@@ -21,9 +21,10 @@ pub const PATIENCE: Duration = Duration::from_secs(300);
 /// An export behind a Unix socket: `nbd+unix:///NAME?socket=PATH`, as the NBD project writes it (`doc/uri.md`).
 #[derive(Debug)]
 pub struct Remote {
-    socket: PathBuf,
-    /// The default one if empty.
-    name: String,
+    /// The socket.
+    pub socket: PathBuf,
+    /// The export's name; the default one if empty.
+    pub name: String,
 }
 
 impl Remote {
@@ -34,7 +35,7 @@ impl Remote {
     pub fn parse(text: &str) -> Result<Option<Self>, String> {
         if text.starts_with("nbd:") || text.starts_with("nbds:") {
             return Err(
-                "network block devices are read from Unix sockets only: nbd+unix:///NAME?socket=PATH"
+                "network block devices are reached through Unix sockets only: nbd+unix:///NAME?socket=PATH"
                     .to_owned(),
             );
         }

@@ -1,19 +1,23 @@
-//! What volumes are in: files and devices of this host, images that qemu knows, exports of network block devices.
+//! What volumes are in, and are restored to: files and devices of this host, images that qemu knows, disks of machines, thin volumes, exports.
 
 mod bitmap;
+mod destination;
 mod export;
 mod guest;
 mod iscsi;
+mod leftovers;
 mod lvm;
 mod machine;
 mod owner;
 mod qemu;
+mod qemu_image;
 mod qmp;
 mod raw;
 mod tools;
 mod track;
 mod zfs;
 
+pub use destination::RestoreTo;
 pub use iscsi::Chap;
 pub use track::Tracking;
 

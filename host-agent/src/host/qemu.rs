@@ -1,7 +1,7 @@
 //! Images that qemu knows, through `qemu-nbd`.
 //!
 //! qemu locks the image as long as it is read: nobody else writes to it, and a machine that runs from it keeps us off. The
-//! server ends with our connection to it, and its socket goes as soon as that is made: a kill leaves nothing behind but in
+//! server ends with our connection to it, and its socket goes as soon as both have agreed: a kill leaves nothing behind but in
 //! the moment before, which the next one finds ([`clean_up`]).
 
 use std::ffi::OsString;
@@ -22,6 +22,7 @@ use tempfile::TempDir;
 use tracing::{debug, warn};
 
 use super::export::{Export, PATIENCE};
+use super::leftovers::end_servers;
 use super::{
     HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, bitmap, failed, machine, owner,
 };
@@ -42,8 +43,9 @@ const MAX_COMPLAINT_BYTES: usize = 2000;
 #[derive(Debug)]
 pub struct Image {
     /// The format, by qemu's name for it.
-    format: String,
-    file: PathBuf,
+    pub format: String,
+    /// The file.
+    pub file: PathBuf,
 }
 
 impl Image {
@@ -124,7 +126,8 @@ pub fn create(format: &str, image: &Path, size_bytes: u64) -> VaultResult<()> {
     Err(complaint("qemu-img", image, output.status, &String::from_utf8_lossy(&output.stderr)))
 }
 
-/// Ends servers whose process was killed before it was connected to them.
+/// Ends servers whose process was killed before they had agreed with it (those end by themselves only after that), and what else it
+/// left.
 pub fn clean_up() {
     let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     for folder in entries {
@@ -137,10 +140,7 @@ pub fn clean_up() {
             continue;
         }
         let socket = folder.path().join(SOCKET);
-        // It ends once a client leaves.
-        if let Ok(stream) = UnixStream::connect(&socket) {
-            drop(Export::new(&socket, stream, "", None, LEAVE_TIMEOUT));
-        }
+        end_servers(&socket);
         if let Ok(machine) = std::fs::read(folder.path().join(MACHINE)) {
             let machine = PathBuf::from(OsString::from_vec(machine));
             if let Err(error) = machine::clean_up(&machine) {
@@ -148,9 +148,14 @@ pub fn clean_up() {
                 debug!(machine = %machine.display(), %error, "a killed backup's snapshot of a machine");
             }
         }
-        match std::fs::remove_dir_all(folder.path()) {
-            Ok(()) => warn!(folder = %folder.path().display(), "removed what a killed backup left"),
-            Err(error) => warn!(folder = %folder.path().display(), %error, "what a killed backup left stays"),
+        let removed = std::fs::remove_dir_all(folder.path());
+        // One that was not listening yet.
+        end_servers(&socket);
+        match removed {
+            Ok(()) => warn!(folder = %folder.path().display(), "removed what a killed process left"),
+            Err(error) => {
+                warn!(folder = %folder.path().display(), %error, "what a killed process left stays");
+            }
         }
     }
 }
@@ -165,10 +170,7 @@ pub struct Open {
 impl Open {
     /// Has an image served, and connects to that; with one of its bitmaps.
     fn new(format: &str, image: &Path, bitmap: Option<&str>) -> VaultResult<Self> {
-        // Not a file name as qemu reads them: those may begin with a protocol.
-        let file = escaped(&image.display().to_string());
-        let options = format!("driver={format},file.driver=file,file.filename={file}");
-        Self::with_options(image, &options, None, bitmap)
+        Self::with_options(image, &options_of(format, image), None, bitmap)
     }
 
     /// Has served what qemu's options say; `secret`: an object that they name.
@@ -180,13 +182,22 @@ impl Open {
     ) -> VaultResult<Self> {
         let folder = folder()?;
         let socket = folder.path().join(SOCKET);
-        let mut server = Server::start(name, options, secret, &socket, bitmap)?;
+        let read_only = Some("--read-only".to_owned());
+        let bitmap_option = bitmap.map(|name| format!("--bitmap={name}"));
+        let secret = secret.map(|secret| format!("--object={secret}"));
+        let flags: Vec<String> = [read_only, bitmap_option, secret].into_iter().flatten().collect();
+        let mut server = Server::start(name, options, &flags, &socket)?;
         let stream = server.connect(name, &socket)?;
         // It takes connections before it opens the image.
         let export = Export::new(name, stream, "", bitmap, PATIENCE)
             .map_err(|error| server.complaint_after(name, error))?;
         Ok(Self { export, _server: server })
     }
+}
+
+/// How qemu is told of an image. Not by a file name as it reads them: those may begin with a protocol.
+fn options_of(format: &str, image: &Path) -> String {
+    format!("driver={format},file.driver=file,file.filename={}", escaped(&image.display().to_string()))
 }
 
 /// A value among qemu's options, where commas are doubled.
@@ -214,28 +225,50 @@ impl Device for Open {
 }
 
 /// `qemu-nbd`, ended when this is dropped.
-struct Server {
+#[derive(Debug)]
+pub struct Server {
     child: Child,
     /// What it says goes to a file: a pipe that nobody reads would hold it up once full.
     said: File,
 }
 
 impl Server {
-    fn start(
-        image: &Path,
-        options: &str,
-        secret: Option<&str>,
-        socket: &Path,
-        bitmap: Option<&str>,
-    ) -> VaultResult<Self> {
+    /// Starts one that takes writes to an image too, and connects to it. The folder is to stay until it has agreed on the export.
+    pub fn for_writing(format: &str, image: &Path) -> VaultResult<(Self, UnixStream, TempDir)> {
+        let folder = folder()?;
+        let socket = folder.path().join(SOCKET);
+        let mut server = Self::start(image, &options_of(format, image), &[], &socket)?;
+        let stream = server.connect(image, &socket)?;
+        Ok((server, stream, folder))
+    }
+
+    /// Waits for it to end by itself, as it does once a client leaves: with all that it was given in the image.
+    ///
+    /// # Errors
+    /// `Io` where that did not end well.
+    pub fn end_well(&mut self, image: &Path) -> VaultResult<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            match self.child.try_wait() {
+                Ok(Some(status)) if status.success() => return Ok(()),
+                Ok(Some(status)) => {
+                    return Err(failed("completing", image, self.complaint(image, status).to_string()));
+                }
+                Ok(None) => sleep(Duration::from_millis(10)),
+                Err(error) => return Err(VaultError::io("completing", image, error)),
+            }
+        }
+        Err(failed("completing", image, format!("qemu-nbd does not end within {} s", PATIENCE.as_secs())))
+    }
+
+    fn start(image: &Path, options: &str, flags: &[String], socket: &Path) -> VaultResult<Self> {
         let io = |error| VaultError::io("making", &std::env::temp_dir(), error);
         let said = tempfile::tempfile().map_err(io)?;
         let stderr = said.try_clone().map_err(io)?;
         let child = Command::new("qemu-nbd")
-            .args(["--read-only", "--image-opts", "--socket"])
+            .args(flags)
+            .args(["--image-opts", "--socket"])
             .arg(socket)
-            .args(bitmap.map(|name| format!("--bitmap={name}")))
-            .args(secret.map(|secret| format!("--object={secret}")))
             .arg(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -262,7 +295,7 @@ impl Server {
     }
 
     /// Why the connection to it broke: what it said, if it ended.
-    fn complaint_after(&mut self, image: &Path, error: VaultError) -> VaultError {
+    pub fn complaint_after(&mut self, image: &Path, error: VaultError) -> VaultError {
         let begun = Instant::now();
         while begun.elapsed() < LEAVE_TIMEOUT {
             if let Ok(Some(status)) = self.child.try_wait() {
@@ -292,7 +325,7 @@ impl Drop for Server {
 pub fn missing(tool: &str, image: &Path, error: io::Error) -> VaultError {
     match error.kind() {
         io::ErrorKind::NotFound => VaultError::Invalid(format!(
-            "{}: images of other formats than raw are read through {tool}, which is not installed: it is in the package \
+            "{}: images of other formats than raw are read and written through {tool}, which is not installed: it is in the package \
              qemu-utils (Debian, Ubuntu), qemu-img (Fedora, RHEL) or qemu-tools (SUSE)",
             image.display()
         )),
@@ -307,6 +340,9 @@ pub fn complaint(tool: &str, image: &Path, status: ExitStatus, said: &str) -> Va
         return VaultError::Unsafe(format!(
             "{message}. Something writes to it, such as a machine that runs from it"
         ));
+    }
+    if said.contains("No space left") || said.contains("Input/output error") {
+        return failed("using", image, message);
     }
     VaultError::Invalid(message)
 }

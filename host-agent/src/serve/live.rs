@@ -22,6 +22,7 @@ use super::export::{BackupExport, Image};
 use super::{MAX_CLIENTS, listen, renew, take_clients};
 use crate::cli::RestoreArgs;
 use crate::commands::{Done, until_told_to_stop};
+use crate::host::RestoreTo;
 use crate::open::Settings;
 use crate::output::{Output, bytes};
 
@@ -41,9 +42,11 @@ pub async fn restore_live(
     settings: &Settings,
     target: &Target,
     args: &RestoreArgs,
-    destination: &Path,
     output: Output,
 ) -> VaultResult<Done> {
+    let RestoreTo::Path(destination) = &args.destination else {
+        return Err(VaultError::Invalid(format!("{}: a live restore goes to a new file", args.destination)));
+    };
     let stop = until_told_to_stop()?;
     let head = target.head().await?;
     let (volume, entry) = find(&head.root, &args.backup)?;
