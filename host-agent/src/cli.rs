@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -132,6 +133,21 @@ pub enum Command {
                       nbd-client -R -N '' 127.0.0.1 10809 /dev/nbd0 && mount -o ro /dev/nbd0p1 /mnt"
     )]
     Serve(ServeArgs),
+    /// Lists and extracts single files of the machine that is in a backup, without mounting it
+    #[command(
+        after_help = "Without PATH it shows the partitions; with PATH, what is in that folder, or the line of that file. Reads ext2, \
+                      ext3, ext4 and FAT; needs neither root nor other programs. Only what is looked at is fetched. What a journal \
+                      holds counts, as after a crash.\n\n\
+                      Permissions and times of modification are kept, setuid and owners are not. Symbolic links are made as they are, \
+                      devices, pipes and sockets are left out. A file has its name once it is whole, and not before. Nothing is \
+                      replaced without --overwrite.\n\n\
+                      Examples:\n  \
+                      strongroom browse vm1@latest\n  \
+                      strongroom browse vm1@latest /etc --partition 2\n  \
+                      strongroom browse vm1@latest /etc/fstab --partition 2 --extract -\n  \
+                      strongroom browse vm1@latest /home/ada --partition 2 --extract ./ada"
+    )]
+    Browse(BrowseArgs),
     /// Lists backups
     Ls(LsArgs),
     /// Shows one backup
@@ -372,6 +388,29 @@ impl ServeArgs {
     pub const fn is_writable(&self) -> bool {
         self.writable || self.overlay.is_some()
     }
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BrowseArgs {
+    /// A backup's id, a unique prefix of it, or VOLUME@latest
+    pub backup: String,
+    /// A folder or file in the guest's filesystem, such as /etc
+    pub path: Option<OsString>,
+    /// The partition, by the number that is shown without PATH [default: the one that has files, if only one has]
+    #[arg(long, value_name = "N", requires = "path")]
+    pub partition: Option<u32>,
+    /// Lists folders below as well
+    #[arg(long, requires = "path", conflicts_with = "extract")]
+    pub recursive: bool,
+    /// Extracts the file, or the folder with all that is in it, to a new file or folder; a file also to - for standard output
+    #[arg(long, value_name = "DEST", requires = "path")]
+    pub extract: Option<PathBuf>,
+    /// Replaces files that exist, each once it is complete; adds to a folder that exists
+    #[arg(long, requires = "extract")]
+    pub overwrite: bool,
+    /// Requests at once
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_FETCHES, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub fetches: u16,
 }
 
 #[derive(Debug, Args)]

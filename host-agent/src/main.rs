@@ -3,6 +3,7 @@
 //! Only this package reads the environment, the clock and the command line; what it does is `strongroom-vault`'s.
 
 mod agent;
+mod browse;
 mod cli;
 mod commands;
 mod fleet;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use strongroom_store::Counters;
 use strongroom_vault::{Target, VaultResult};
 
+use crate::browse::browse;
 use crate::cli::{Command, GcCommand, IndexCommand, RetentionCommand};
 use crate::open::Settings;
 use crate::output::Output;
@@ -66,6 +67,7 @@ async fn on_target(
         Command::Restore(args) if args.live => restore_live(settings, target, &args, output).await,
         Command::Restore(args) => backups::restore(settings, target, &args, output).await,
         Command::Serve(args) => serve(settings, target, &args, output).await,
+        Command::Browse(args) => browse(settings, target, &args, output).await,
         Command::Ls(args) => look::ls(target, &args, output).await,
         Command::Show(args) => look::show(target, &args, output).await,
         Command::Diff(args) => look::diff(target, &args, output).await,

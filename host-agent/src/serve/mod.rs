@@ -140,7 +140,7 @@ async fn take_clients(
 }
 
 /// Tells collection from time to time that the backup is still read.
-async fn renew(base: &BackupImage) {
+pub async fn renew(base: &BackupImage) {
     let mut pause = if base.is_registered().await { RENEWAL } else { RENEWAL_RETRY };
     loop {
         tokio::time::sleep(pause).await;
