@@ -59,6 +59,9 @@ fn write_seeds(corpus: &Path) -> std::io::Result<()> {
     ] {
         put("names", &text.replace('/', "_"), text.as_bytes())?;
     }
+    for image in 0..6 {
+        put("guest", &image.to_string(), &[image, 0, 0, 0, 0, 0, 0, 0])?;
+    }
     put("chunker", "mixed", &[0, 9, 0, 80, 1, 9, 0, 10, 255, 255, 5, 1, 2, 0, 0, 240])?;
     Ok(())
 }
