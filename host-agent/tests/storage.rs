@@ -270,7 +270,7 @@ fn a_session_is_made_and_ended_unless_it_was_there() {
     for round in 0..20 {
         let args = ["backup", &source, "--volume", "v", "--config", &config];
         let mut killed = storage.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(30 * round));
+        std::thread::sleep(Duration::from_millis(80 * round));
         killed.kill().unwrap();
         killed.wait().unwrap();
         std::thread::sleep(Duration::from_millis(200));
