@@ -343,6 +343,20 @@ impl Drop for Target {
     }
 }
 
+/// A command that finds qemu's tools and drivers where the tests were told that they are.
+fn with_tools(place: &Place, args: &[&str]) -> Command {
+    let mut command = place.command(args);
+    for name in ["PATH", "LD_LIBRARY_PATH", "QEMU_MODULE_DIR"] {
+        command.envs(std::env::var_os(name).map(|value| (name, value)));
+    }
+    command
+}
+
+fn ran_with_tools(place: &Place, args: &[&str]) {
+    let output = with_tools(place, args).output().unwrap();
+    assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Issue: iSCSI through tgt, with the initiator of user space.
 #[test]
 #[ignore = "needs root, tgt and qemu-block-extra"]
@@ -354,13 +368,13 @@ fn a_unit_of_a_target_in_user_space_is_backed_up() {
     std::fs::write(&file, &content).unwrap();
     let target = Target::start(&file);
     let source = format!("iscsi://127.0.0.1:{}/{UNIT}/1", target.port);
-    let refused = place.run(&["backup", &source, "--volume", "v"]);
+    let refused = with_tools(&place, &["backup", &source, "--volume", "v"]).output().unwrap();
     assert_eq!(code(&refused), 2, "{}", String::from_utf8_lossy(&refused.stderr));
     let password = place.file("password", b"secret-password");
     let config = format!("[iscsi.\"{UNIT}\"]\nuser = \"backup\"\npassword-file = \"{password}\"\n");
     let config = place.file("config.toml", config.as_bytes());
     let args = ["backup", &source, "--volume", "v", "--config", &config];
-    place.ran(&args);
+    ran_with_tools(&place, &args);
     assert!(place.restored("v@latest") == content);
     content[MIB..2 * MIB].fill(9);
     OpenOptions::new()
@@ -370,12 +384,13 @@ fn a_unit_of_a_target_in_user_space_is_backed_up() {
         .write_all_at(&content[MIB..2 * MIB], MIB as u64)
         .unwrap();
     for round in 0..20 {
-        let mut killed = place.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut killed =
+            with_tools(&place, &args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_millis(10 * round));
         killed.kill().unwrap();
         killed.wait().unwrap();
     }
-    place.ran(&args);
+    ran_with_tools(&place, &args);
     for _ in 0..100 {
         if target.sessions() == 0 {
             break;
@@ -400,7 +415,7 @@ fn a_filesystem_of_a_target_comes_back_whole() {
     let config = format!("[iscsi.\"{UNIT}\"]\nuser = \"backup\"\npassword-file = \"{password}\"\n");
     let config = place.file("config.toml", config.as_bytes());
     let source = format!("iscsi://127.0.0.1:{}/{UNIT}/1", target.port);
-    place.ran(&["backup", &source, "--volume", "v", "--config", &config]);
+    ran_with_tools(&place, &["backup", &source, "--volume", "v", "--config", &config]);
     let restored = place.path("restored").display().to_string();
     place.ran(&["restore", "v@latest", &restored]);
     ran("e2fsck", &["-fn", &restored]);

@@ -1,6 +1,7 @@
 //! Backups that read only what is said to have changed, against backups that read all.
 
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "tests fail by panicking, in helpers too")]
+#![allow(clippy::single_range_in_vec_init, reason = "one extent is meant")]
 
 use std::ops::Range;
 use std::sync::Arc;
