@@ -10,6 +10,7 @@ mod common;
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -96,6 +97,18 @@ impl Storage {
             None => word.to_owned(),
         };
         text.lines().map(|line| line.split(' ').map(word).collect::<Vec<_>>().join(" ")).collect()
+    }
+
+    /// Begins a backup that is killed after so many commands; `false` if it ended before.
+    fn is_killed_after(&self, calls: usize, more: &[&str]) -> bool {
+        self.commands();
+        let order = self.place.file("state/kill-after", calls.to_string().as_bytes());
+        let output = self.run(more);
+        std::fs::remove_file(order).unwrap();
+        self.commands();
+        let is_killed = output.status.signal() == Some(9);
+        assert!(is_killed || output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        is_killed
     }
 
     /// Names of ours that the storage has.
@@ -196,20 +209,20 @@ fn of_storage_with_snapshots_only_what_changed_is_read() {
 #[ignore = "needs root and Python"]
 fn what_killed_backups_leave_in_storage_is_removed() {
     for storage in [lvm(), zfs()] {
-        for (round, track) in (0..20_u64).zip([&["--track-changes"][..], &[]].into_iter().cycle()) {
-            let args = [&["backup", &storage.source, "--volume", "v"], track].concat();
-            let mut command = storage.command(&args);
-            let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-            std::thread::sleep(Duration::from_millis(25 * round));
-            killed.kill().unwrap();
-            killed.wait().unwrap();
-            // A tool that was running ends by itself.
-            std::thread::sleep(Duration::from_millis(200));
+        let mut killed = 0;
+        for track in [&[][..], &["--track-changes"]] {
+            storage.back_up(track);
+            for calls in 1.. {
+                if !storage.is_killed_after(calls, track) {
+                    break;
+                }
+                killed += 1;
+                storage.write(5, 30 * MIB, MIB);
+                storage.back_up(track);
+                assert_eq!(storage.left(), track.len(), "killed after {calls} commands");
+            }
         }
-        storage.write(5, 30 * MIB, MIB);
-        storage.back_up(&["--track-changes"]);
-        assert_eq!(storage.left(), 1);
-        storage.back_up(&["--track-changes"]);
+        assert!(killed > 8, "{killed}");
         storage.place.verified();
     }
 }
@@ -265,21 +278,19 @@ fn a_session_is_made_and_ended_unless_it_was_there() {
     assert_eq!(storage.commands(), expected);
     std::fs::remove_file(record).unwrap();
     // Of a process that was killed.
-    let notes = storage.place.path("state/hosts");
-    let mut caught = 0;
-    for round in 0..20 {
-        let args = ["backup", &source, "--volume", "v", "--config", &config];
-        let mut killed = storage.command(&args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(Duration::from_millis(80 * round));
-        killed.kill().unwrap();
-        killed.wait().unwrap();
-        std::thread::sleep(Duration::from_millis(200));
-        caught += usize::from(session.exists());
+    let with_config = ["--config", config.as_str()];
+    let mut left = 0;
+    for calls in 1.. {
+        if !storage.is_killed_after(calls, &with_config) {
+            break;
+        }
+        left += usize::from(session.exists());
+        back_up();
+        assert!(!session.exists() && !Path::new(&device).exists(), "killed after {calls} commands");
+        assert!(!storage.place.path(&format!("state/record-{unit}")).exists());
+        assert_eq!(std::fs::read_dir(storage.place.path("state/hosts")).unwrap().count(), 0);
     }
-    assert!(caught > 0, "no kill hit a session");
-    back_up();
-    assert!(!session.exists() && !Path::new(&device).exists());
-    assert_eq!(std::fs::read_dir(notes).unwrap().count(), 0);
+    assert!(left > 0, "no kill left a session");
 }
 
 /// A target of iSCSI in user space, with one unit that is a file.

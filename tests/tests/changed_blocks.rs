@@ -14,7 +14,7 @@ use strongroom_format::layout::ObjectKey;
 use strongroom_store::MemoryStore;
 use strongroom_tests::{World, noise};
 use strongroom_vault::Progress;
-use strongroom_vault::backup::{BackupReport, Changes, Hint, HintUse, Source, backup};
+use strongroom_vault::backup::{BackupReport, Changes, Device, Hint, HintUse, RegionRead, Source, backup};
 use strongroom_vault::verify::{Depth, verify};
 
 const REGION: usize = 8 << 20;
@@ -203,6 +203,45 @@ async fn a_wrong_hint_is_found_out_and_all_is_read() {
     let report = back_up(&world, &bytes, changed(first.backup, &[])).await;
     doubted(&report, "it is wrong");
     assert!(world.restore(report.backup).await.unwrap() == bytes);
+}
+
+/// Of a device that does not tell what is a hole, what was zeros is not read again: but it is compared.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_zeros_is_compared_where_holes_are_not_told() {
+    struct Plain(Vec<u8>);
+    impl Device for Plain {
+        fn size_bytes(&self) -> u64 {
+            self.0.len() as u64
+        }
+        fn tells_holes(&self) -> bool {
+            false
+        }
+        fn read_region(
+            &mut self,
+            start: u64,
+            len: usize,
+            buffer: &mut Vec<u8>,
+        ) -> std::io::Result<RegionRead> {
+            let start = usize::try_from(start).unwrap();
+            buffer.clear();
+            buffer.extend_from_slice(&self.0[start..start + len]);
+            Ok(RegionRead::Bytes)
+        }
+    }
+    let world = world().await;
+    let mut bytes = volume();
+    let first = back_up(&world, &bytes, Hint::None).await;
+    let plain = |bytes: &[u8], hint| {
+        Source::device(std::path::Path::new("device"), Box::new(Plain(bytes.to_vec()))).hinted(hint)
+    };
+    let second = world.back_up_source("v", plain(&bytes, changed(first.backup, &[]))).await.unwrap();
+    assert_eq!(unread(&second), Some(bytes.len() as u64), "zeros too");
+    assert!(second.read_bytes < REGION_BYTES / 2, "{}", second.read_bytes);
+    assert!(world.restore(second.backup).await.unwrap() == bytes);
+    bytes[3 * REGION..4 * REGION].fill(1);
+    let third = world.back_up_source("v", plain(&bytes, changed(second.backup, &[]))).await.unwrap();
+    doubted(&third, "it is wrong");
+    assert!(world.restore(third.backup).await.unwrap() == bytes);
 }
 
 /// The parent's lists are needed to count what is replaced, and to compare: without them all is read.

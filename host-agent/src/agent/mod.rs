@@ -88,7 +88,8 @@ impl Agent {
             tokio::spawn(Arc::clone(&self.metrics).serve(address));
         }
         let notes = self.settings.notes();
-        let _panicked = tokio::task::spawn_blocking(move || host::clean_up(&notes)).await;
+        // Beside all else: storage that hangs must not hold it up.
+        drop(tokio::task::spawn_blocking(move || host::clean_up(&notes)));
         let runs_at_once = self.config.runs_at_once();
         info!(queue = %self.name, runs_at_once, "the agent is ready");
         let places = Arc::new(Semaphore::new(runs_at_once));

@@ -123,6 +123,9 @@ impl Agent {
         let Job::Backup { volume, target, chunker, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
         };
+        // Once nobody has to stand still any more: it may take long to find out what changed.
+        let opened = tokio::task::spawn_blocking(move || snapshot.read()).await;
+        let (source, backup, leave) = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
         let options = BackupOptions {
             volume: volume.clone(),
             host: self.settings.host(),
@@ -132,11 +135,10 @@ impl Agent {
             workers: self.config.workers(),
             uploads: UPLOADS,
             ignore_parent: false,
-            backup: snapshot.backup,
+            backup,
         };
         let committer = QueueCommitter::new(Arc::clone(&self.service.outbox), target.clone());
         let target = self.service.targets.open(target.as_deref()).await?;
-        let Snapshot { source, leave, .. } = snapshot;
         let report = Box::pin(backup_through(&target, source, &options, progress, &committer)).await?;
         let backup = report.backup;
         let left = tokio::task::spawn_blocking(move || leave.after(Some(backup))).await;

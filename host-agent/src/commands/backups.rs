@@ -37,6 +37,7 @@ pub async fn backup(
         output.say(&format!("{} is read {}", args.source.place(), snapshot.reading));
         snapshot
     };
+    let (source, backup, leave) = snapshot.read()?;
     let options = BackupOptions {
         volume: args.volume.clone(),
         host: settings.host(),
@@ -49,14 +50,14 @@ pub async fn backup(
         workers: args.workers.map_or_else(cores, usize::from),
         uploads: usize::from(args.uploads),
         ignore_parent: args.full_read,
-        backup: snapshot.backup,
+        backup,
     };
     let progress = Arc::new(Progress::default());
     let report = {
         let _watch = output.watch("backup", &progress);
-        back_up(target, snapshot.source, &options, &progress).await?
+        back_up(target, source, &options, &progress).await?
     };
-    snapshot.leave.after(Some(report.backup));
+    leave.after(Some(report.backup));
     output.say(&summary(&report));
     if let Some(told) = told(&report.hint) {
         output.say(&told);

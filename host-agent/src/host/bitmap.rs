@@ -123,8 +123,12 @@ pub fn end(plan: &Plan, image: &Path, committed: Option<BackupId>) -> VaultResul
     let Some(backup) = committed else { return Ok(()) };
     if backup != plan.next.backup {
         // The catalog refused the first attempt, and the second has another id.
-        let made = plan.next.to_string();
-        change(image, &["--add", "--merge", &made], Record { backup, ..plan.next })?;
+        let (made, record) = (plan.next.to_string(), Record { backup, ..plan.next });
+        if let Err(error) = change(image, &["--add", "--merge", &made], record) {
+            // It may be there, and empty.
+            let _ = change(image, &["--remove"], record);
+            return Err(error);
+        }
     }
     let stale = plan.stale_after(&found_in(image)?, backup);
     stale.into_iter().try_for_each(|record| change(image, &["--remove"], record))

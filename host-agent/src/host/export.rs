@@ -11,6 +11,7 @@ use strongroom_nbd::{Allocation, Client, ClientError};
 use strongroom_vault::backup::{Device, RegionRead, Source};
 use strongroom_vault::{VaultError, VaultResult};
 
+use super::track::Extents;
 use super::{HostBackend, Place, Reading, Snapshot, SnapshotRequest, Volume, failed};
 
 /// The most of an export that is asked about at once, bytes.
@@ -97,22 +98,20 @@ impl Export {
         Ok(Self { client, data: VecDeque::new(), known_to: 0, read_to: 0 })
     }
 
-    /// What is marked in the bitmap agreed on.
+    /// What is marked in the bitmap agreed on, by whole regions.
     pub fn marked(&mut self) -> Result<Vec<Range<u64>>, ClientError> {
         let size_bytes = self.client.size_bytes();
-        let (mut at, mut marked) = (0, Vec::<Range<u64>>::new());
+        let (mut at, mut marked) = (0, Extents::new(size_bytes));
         while at < size_bytes {
             for (len, is_marked) in self.client.marked(at..size_bytes.min(at + ASKED_BYTES))? {
                 let end = size_bytes.min(at.saturating_add(len));
-                match marked.last_mut() {
-                    _ if !is_marked || at == end => {}
-                    Some(last) if last.end == at => last.end = end,
-                    _ => marked.push(at..end),
+                if is_marked {
+                    marked.add(at..end);
                 }
                 at = end;
             }
         }
-        Ok(marked)
+        Ok(marked.found())
     }
 
     /// Finds out what is data up to `end`.

@@ -1,18 +1,28 @@
 //! Logical units of iSCSI (RFC 7143): `iscsi://PORTAL[:PORT]/TARGET/LUN` through qemu's initiator (libiscsi), which needs nothing of the
 //! kernel; `iscsi-kernel://…` through the kernel's (open-iscsi).
 //!
-//! Invariant: a session of the kernel's that was there before is used and left; one that was made for a backup ends with it, or when the
-//! next one finds that its process was killed.
+//! Invariant: a session of the kernel's that was there before is used and left; one that was made for backups ends with the last of them, or
+//! when the next one finds that its process was killed; and none ends while something else on this host uses its devices.
 
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread::sleep;
+use std::time::Duration;
 
 use serde::Deserialize;
 use strongroom_vault::backup::Source;
 use strongroom_vault::{VaultError, VaultResult};
+use tempfile::NamedTempFile;
 use tracing::warn;
+use zeroize::Zeroizing;
 
+use super::notes::{self, Note};
 use super::tools::{Tool, is_plain, wait_for};
-use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, owner, qemu};
+use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, qemu};
 
 const ISCSIADM: Tool = Tool { name: "iscsiadm", package: "the package open-iscsi or iscsi-initiator-utils" };
 /// The port where none is given (RFC 7143, 12.8).
@@ -92,28 +102,31 @@ impl Iscsi {
             "/dev/disk/by-path/ip-{}-iscsi-{}-lun-{}",
             self.portal, self.target, self.lun
         ));
-        let session = if self.has_session()? { None } else { Some(Session::begin(self, notes)?) };
+        let session = Session::join(self, notes)?;
         wait_for(&device)?;
         // A logical unit can't be made to stand still from here.
         let source = Source::open(&device)?.unchanging()?.named(Path::new(&self.name));
         let mut snapshot = Snapshot::new(source, Reading::Remote);
-        snapshot.leave = Leave::with(move |_| session.map_or(Ok(()), Session::end));
+        snapshot.leave = Leave::with(move |_| {
+            drop(session);
+            Ok(())
+        });
         Ok(snapshot)
     }
+}
 
-    /// Whether the kernel is connected to the target by itself.
-    fn has_session(&self) -> VaultResult<bool> {
-        match ISCSIADM.run(&["-m", "session"]) {
-            // tcp: [1] 10.0.0.5:3260,1 iqn.2026-01.org.example:disk0 (non-flash)
-            Ok(told) => Ok(told.lines().any(|line| {
-                let words: Vec<&str> = line.split_whitespace().collect();
-                let portal = words.get(2).and_then(|word| word.split(',').next());
-                portal == Some(&self.portal) && words.get(3) == Some(&self.target.as_str())
-            })),
-            Err(error @ VaultError::Invalid(_)) => Err(error),
-            // It fails where there is none at all.
-            Err(_) => Ok(false),
-        }
+/// Whether the kernel is connected to a target.
+fn has_session(portal: &str, target: &str) -> VaultResult<bool> {
+    match ISCSIADM.run(&["-m", "session"]) {
+        // tcp: [1] 10.0.0.5:3260,1 iqn.2026-01.org.example:disk0 (non-flash)
+        Ok(told) => Ok(told.lines().any(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let found = words.get(2).and_then(|word| word.split(',').next());
+            found == Some(portal) && words.get(3) == Some(&target)
+        })),
+        Err(error @ VaultError::Invalid(_)) => Err(error),
+        // It fails where there is none at all.
+        Err(_) => Ok(false),
     }
 }
 
@@ -135,43 +148,88 @@ impl HostBackend for Iscsi {
 impl Iscsi {
     fn snapshot(&self) -> VaultResult<Snapshot> {
         qemu::clean_up();
-        let secret = self.chap.as_ref().map(|chap| qemu::secret("chap", &chap.password_file));
+        // qemu takes a file as it is, and most end with a line.
+        let password = self.chap.as_ref().map(password_file).transpose()?;
+        let secret = password.as_ref().map(|file| qemu::secret("chap", file.path()));
         let open = qemu::Open::with_options(Path::new(&self.name), &self.options(), secret.as_deref(), None)?;
         let source = Source::device(Path::new(&self.name), Box::new(open));
         Ok(Snapshot::new(source, Reading::Remote))
     }
 }
 
-/// A session of the kernel's that was made for a backup.
+/// The password alone, in a file that this user alone may read, until this is dropped.
+fn password_file(chap: &Chap) -> VaultResult<NamedTempFile> {
+    let io = |error| VaultError::io("making", &std::env::temp_dir(), error);
+    let mut file = NamedTempFile::new().map_err(io)?;
+    file.write_all(chap.password()?.as_bytes()).map_err(io)?;
+    Ok(file)
+}
+
+impl Chap {
+    fn password(&self) -> VaultResult<Zeroizing<String>> {
+        let read = std::fs::read_to_string(&self.password_file).map(Zeroizing::new);
+        let password = read.map_err(|error| VaultError::io("reading", &self.password_file, error))?;
+        Ok(Zeroizing::new(password.trim_end_matches(['\r', '\n']).to_owned()))
+    }
+}
+
+/// A session of the kernel's that was made for backups, which share it.
+#[derive(Debug)]
 struct Session {
     portal: String,
     target: String,
     /// Says so, for whoever comes after a kill.
-    note: PathBuf,
+    note: Option<Note>,
     /// Whether the kernel's tools were told of the target for it.
     made: bool,
-    /// Whether there may be a session.
+    /// Whether there is a session.
     begun: bool,
-    ended: bool,
+    /// Whether others can find it.
+    shared: bool,
 }
 
-/// What the names of notes begin with.
-const NOTE: &str = "iscsi-session-";
+/// What notes are called.
+const NOTE: &str = "iscsi-session";
 /// The word in them where the kernel's tools did not know the target before.
 const MADE: &str = "made";
+/// Sessions that were made for backups, by portal and target. Held while one begins or ends.
+static SESSIONS: Mutex<BTreeMap<(String, String), Weak<Session>>> = Mutex::new(BTreeMap::new());
 
 impl Session {
+    /// Takes part in the session that other backups have, or makes one; `None` where there is one that is somebody else's.
+    fn join(unit: &Iscsi, notes: &Path) -> VaultResult<Option<Arc<Self>>> {
+        let key = (unit.portal.clone(), unit.target.clone());
+        loop {
+            let mut sessions = SESSIONS.lock().unwrap_or_else(PoisonError::into_inner);
+            match sessions.get(&key).map(Weak::upgrade) {
+                Some(Some(session)) => return Ok(Some(session)),
+                // It is about to end.
+                Some(None) => {
+                    drop(sessions);
+                    sleep(Duration::from_millis(20));
+                }
+                None if has_session(&unit.portal, &unit.target)? => return Ok(None),
+                None => {
+                    let mut session = Self::begin(unit, notes)?;
+                    session.shared = true;
+                    let session = Arc::new(session);
+                    sessions.insert(key, Arc::downgrade(&session));
+                    return Ok(Some(session));
+                }
+            }
+        }
+    }
+
     fn begin(unit: &Iscsi, notes: &Path) -> VaultResult<Self> {
         let (portal, target) = (unit.portal.clone(), unit.target.clone());
-        let note = notes.join(format!("{NOTE}{}", owner::mine()));
-        let mut session = Self { portal, target, note, made: false, begun: false, ended: false };
+        let mut session = Self { portal, target, note: None, made: false, begun: false, shared: false };
         // What is known of it already is somebody else's, and is neither changed nor removed.
-        session.made = session.node(&[]).is_err();
-        let made = if session.made { MADE } else { "" };
+        let is_known = session.node(&[]).is_ok();
+        let made = if is_known { "" } else { MADE };
         let about = format!("{} {} {made}", session.portal, session.target);
-        let io = |error| VaultError::io("noting a session in", &session.note, error);
-        std::fs::create_dir_all(notes).and_then(|()| std::fs::write(&session.note, about)).map_err(io)?;
-        if session.made {
+        session.note = Some(Note::write(notes, NOTE, &about)?);
+        if !is_known {
+            session.made = true;
             session.node(&["-o", "new"])?;
             if let Some(chap) = &unit.chap {
                 session.authenticate(chap)?;
@@ -182,11 +240,9 @@ impl Session {
         Ok(session)
     }
 
-    fn authenticate(&self, Chap { user, password_file }: &Chap) -> VaultResult<()> {
-        let password = std::fs::read_to_string(password_file)
-            .map_err(|error| VaultError::io("reading", password_file, error))?;
-        let password = password.trim_end_matches(['\r', '\n']);
-        for (name, value) in [("authmethod", "CHAP"), ("username", user), ("password", password)] {
+    fn authenticate(&self, chap: &Chap) -> VaultResult<()> {
+        let password = chap.password()?;
+        for (name, value) in [("authmethod", "CHAP"), ("username", &chap.user), ("password", &password)] {
             self.set(&format!("node.session.auth.{name}"), value)?;
         }
         Ok(())
@@ -202,44 +258,69 @@ impl Session {
         ISCSIADM.run_hiding(&args, Some(value)).map(|_| ())
     }
 
-    fn end(mut self) -> VaultResult<()> {
-        self.leave()
-    }
-
-    fn leave(&mut self) -> VaultResult<()> {
-        if std::mem::replace(&mut self.ended, true) {
+    /// Ends it, unless somebody has come to use one of its devices meanwhile.
+    fn leave(&self) -> VaultResult<()> {
+        if self.begun && self.is_held() {
+            warn!(target = self.target, "the session stays: something on this host uses one of its devices");
             return Ok(());
         }
         let out = if self.begun { self.node(&["--logout"]) } else { Ok(()) };
         let gone = if self.made { self.node(&["-o", "delete"]) } else { Ok(()) };
-        let _ = std::fs::remove_file(&self.note);
         out.and(gone)
+    }
+
+    /// Whether one of its devices is mounted, or part of something.
+    fn is_held(&self) -> bool {
+        let prefix = format!("ip-{}-iscsi-{}-lun-", self.portal, self.target);
+        let entries = std::fs::read_dir("/dev/disk/by-path").into_iter().flatten().flatten();
+        let mut units = entries.filter(|entry| {
+            let name = entry.file_name();
+            name.to_str().and_then(|name| name.strip_prefix(&prefix)).is_some_and(|lun| !lun.contains('-'))
+        });
+        // The kernel refuses it while anything in it is claimed (open(2), O_EXCL).
+        let exclusive = i32::try_from(rustix::fs::OFlags::EXCL.bits()).unwrap_or(0);
+        units.any(|unit| {
+            let opened = OpenOptions::new().read(true).custom_flags(exclusive).open(unit.path());
+            opened.is_err_and(|error| error.kind() == std::io::ErrorKind::ResourceBusy)
+        })
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if let Err(error) = self.leave() {
-            warn!(%error, target = self.target, "a session stays; the next backup of iSCSI ends it");
+        let mut sessions = self.shared.then(|| SESSIONS.lock().unwrap_or_else(PoisonError::into_inner));
+        let left = self.leave();
+        if let Some(sessions) = &mut sessions {
+            sessions.remove(&(self.portal.clone(), self.target.clone()));
+        }
+        match (left, self.note.take()) {
+            (Ok(()), Some(note)) => note.remove(),
+            (Ok(()), None) => {}
+            (Err(error), _) => {
+                warn!(%error, target = self.target, "a session stays; the next backup of iSCSI ends it");
+            }
         }
     }
 }
 
 /// Ends sessions whose process was killed.
 pub fn clean_up(notes: &Path) {
-    for entry in std::fs::read_dir(notes).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        let Some(mark) = name.to_str().and_then(|name| name.strip_prefix(NOTE)) else { continue };
-        let Ok(about) = std::fs::read_to_string(entry.path()) else { continue };
-        let mut words = about.split(' ');
+    for left in notes::left(notes, NOTE) {
+        let mut words = left.text.split(' ');
         let (Some(portal), Some(target)) = (words.next(), words.next()) else { continue };
-        if owner::is_gone(mark) {
-            warn!(portal, target, "ending the session that a killed backup left");
-            let made = words.next() == Some(MADE);
-            let (portal, target, note) = (portal.to_owned(), target.to_owned(), entry.path());
-            // It may not have come as far as a session.
-            drop(Session { portal, target, note, made, begun: true, ended: false });
+        let active = has_session(portal, target).unwrap_or_default();
+        let was_made = words.next() == Some(MADE);
+        let (portal, target) = (portal.to_owned(), target.to_owned());
+        warn!(portal, target, "ending the session that a killed backup left");
+        // Since the machine was started anew, one that is there is somebody else's.
+        let (begun, made) = (active && left.same_boot, was_made && (left.same_boot || !active));
+        let session = Session { portal, target, note: None, made, begun, shared: false };
+        match session.leave() {
+            Ok(()) => left.remove(),
+            Err(error) => warn!(%error, "it stays"),
         }
+        // Done.
+        std::mem::forget(session);
     }
 }
 

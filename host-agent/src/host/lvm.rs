@@ -13,9 +13,11 @@ use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
+use super::notes::{self, Note};
+use super::owner::{self, Own};
 use super::tools::{Tool, is_plain, wait_for};
-use super::track::Record;
-use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed, owner};
+use super::track::{Extents, Record};
+use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed};
 
 const PACKAGE: &str = "the package lvm2";
 const LVS: Tool = Tool { name: "lvs", package: PACKAGE };
@@ -31,11 +33,13 @@ const THIN_DELTA: Tool = Tool {
 
 /// What the names of snapshots begin with that go once they were read.
 const TEMPORARY: &str = "strongroom-once-";
+/// What notes of reserved metadata are called.
+const NOTE: &str = "thin-pool";
 /// Sectors of device-mapper, bytes.
 const SECTOR_BYTES: u64 = 512;
 
 /// A logical volume in a thin pool.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Lvm {
     name: String,
     group: String,
@@ -90,56 +94,8 @@ impl Lvm {
     }
 
     fn remove(&self, name: &str) -> VaultResult<()> {
-        LVREMOVE.run(&["--yes", "--", &self.path_of(name)]).map(|_| ())
+        LVREMOVE.run_patiently(&["--yes", "--", &self.path_of(name)])
     }
-
-    /// What differs between two thin volumes of a pool, bytes.
-    fn delta(&self, pool: &str, from: &str, to: &str) -> VaultResult<Vec<Range<u64>>> {
-        // How device-mapper writes names with dashes.
-        let mapped = |name: &str| name.replace('-', "--");
-        let pool = format!("{}-{}", mapped(&self.group), mapped(pool));
-        let message = |message: &str| DMSETUP.run(&["message", &format!("{pool}-tpool"), "0", message]);
-        message("reserve_metadata_snap")?;
-        let told = THIN_DELTA.run(&[
-            "--metadata-snap",
-            "--snap1",
-            from,
-            "--snap2",
-            to,
-            &format!("/dev/mapper/{pool}_tmeta"),
-        ]);
-        if let Err(error) = message("release_metadata_snap") {
-            warn!(%error, "the pool's metadata stay reserved; the next backup can't read what changed until they are released");
-        }
-        differences(&told?).ok_or_else(|| failed("understanding", Path::new(THIN_DELTA.name), "what it says"))
-    }
-}
-
-/// Reads what `thin_delta` printed: all that is not said to be the same.
-fn differences(text: &str) -> Option<Vec<Range<u64>>> {
-    let number = |line: &str, key: &str| -> Option<u64> {
-        let (_, rest) = line.split_once(&format!(" {key}=\""))?;
-        rest.split_once('"')?.0.parse().ok()
-    };
-    let mut block_bytes = None;
-    let mut extents = Vec::new();
-    let mut is_whole = false;
-    for line in text.lines().map(str::trim) {
-        if line.starts_with("<superblock") {
-            block_bytes =
-                number(line, "data_block_size").and_then(|sectors| sectors.checked_mul(SECTOR_BYTES));
-        } else if line.starts_with("</superblock") {
-            is_whole = true;
-        } else if ["<different", "<left_only", "<right_only"].iter().any(|kind| line.starts_with(kind)) {
-            let (begin, length) = (number(line, "begin")?, number(line, "length")?);
-            let bytes = |blocks: u64| blocks.checked_mul(block_bytes?);
-            extents.push(bytes(begin)?..bytes(begin.checked_add(length)?)?);
-        } else if !["<same", "<diff", "</diff"].iter().any(|kind| line.starts_with(kind)) && !line.is_empty()
-        {
-            return None;
-        }
-    }
-    (is_whole && block_bytes.is_some()).then_some(extents)
 }
 
 impl HostBackend for Lvm {
@@ -148,6 +104,7 @@ impl HostBackend for Lvm {
     }
 
     fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
+        release_left(&request.notes);
         let rows = self.rows()?;
         let Some(origin) = rows.iter().find(|row| row.lv_name == self.volume) else {
             return Err(VaultError::Invalid(format!("{}: there is no such volume", self.name)));
@@ -160,8 +117,7 @@ impl HostBackend for Lvm {
         }
         let snapshots: Vec<&Row> = rows.iter().filter(|row| row.origin == self.volume).collect();
         for row in &snapshots {
-            let left = row.lv_name.strip_prefix(TEMPORARY).is_some_and(owner::is_gone);
-            if left {
+            if row.lv_name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over) {
                 warn!(snapshot = row.lv_name, "removing what a killed backup left");
                 self.remove(&row.lv_name)?;
             }
@@ -171,9 +127,10 @@ impl HostBackend for Lvm {
         for record in plan.iter().flat_map(|plan| &plan.remove) {
             self.remove(&record.to_string())?;
         }
+        let own = Own::new();
         let name = match &plan {
             Some(plan) => plan.next.to_string(),
-            None => format!("{TEMPORARY}{}", owner::mine()),
+            None => format!("{TEMPORARY}{own}"),
         };
         LVCREATE.run(&[
             "--snapshot",
@@ -188,47 +145,150 @@ impl HostBackend for Lvm {
             "--",
             &self.path_of(&self.volume),
         ])?;
-        let kept = Kept { lvm: self.copied(), name: name.clone(), plan, done: false };
-        let device = self.device(&name);
+        let by = plan.as_ref().map(|plan| plan.by.clone());
+        let backup = plan.as_ref().map(|plan| plan.next.backup);
+        let kept = Kept { lvm: self.clone(), name: name.clone(), plan, done: false, _own: own };
+        let opening = Opening {
+            lvm: self.clone(),
+            pool: origin.pool_lv.clone(),
+            snapshot: name,
+            by,
+            notes: request.notes.clone(),
+        };
+        let leave = Leave::with(move |committed| kept.end(committed));
+        Ok(Snapshot::later(move || opening.open(), Reading::Snapshot, backup, leave))
+    }
+}
+
+fn found(row: &Row) -> Option<Found> {
+    Some(Found { record: row.lv_name.parse().ok()?, is_whole: true })
+}
+
+/// A snapshot that is to be opened.
+struct Opening {
+    lvm: Lvm,
+    pool: String,
+    snapshot: String,
+    by: Option<Result<Record, String>>,
+    notes: PathBuf,
+}
+
+impl Opening {
+    fn open(self) -> VaultResult<Source> {
+        let device = self.lvm.device(&self.snapshot);
         wait_for(&device)?;
-        let hint = match &kept.plan {
+        let source = Source::open(&device)?.named(Path::new(&self.lvm.name));
+        let hint = match &self.by {
             None => Hint::None,
-            Some(Plan { by: Err(reason), .. }) => Hint::Doubted(reason.clone()),
-            Some(Plan { by: Ok(record), .. }) => match self.changes(&origin.pool_lv, record, &name) {
+            Some(Err(reason)) => Hint::Doubted(reason.clone()),
+            Some(Ok(record)) => match self.changes(record, source.size_bytes().unwrap_or_default()) {
                 Ok(extents) => Hint::Changed(Changes { since: record.backup, extents }),
                 Err(error) => Hint::Doubted(error.to_string()),
             },
         };
-        let source = Source::open(&device)?.named(Path::new(&self.name)).hinted(hint);
-        let backup = kept.plan.as_ref().map(|plan| plan.next.backup);
-        let leave = Leave::with(move |committed| kept.end(committed));
-        Ok(Snapshot { source, reading: Reading::Snapshot, backup, leave })
+        Ok(source.hinted(hint))
+    }
+
+    /// What differs between the snapshot and that of a record.
+    fn changes(&self, since: &Record, size_bytes: u64) -> VaultResult<Vec<Range<u64>>> {
+        let rows = self.lvm.rows()?;
+        let id = |name: &str| {
+            let row = rows.iter().find(|row| row.lv_name == name);
+            let missing = || failed("looking for", Path::new(&self.lvm.name), format!("the snapshot {name}"));
+            row.map(|row| row.thin_id.clone()).ok_or_else(missing)
+        };
+        let (before, now) = (id(&since.to_string())?, id(&self.snapshot)?);
+        // How device-mapper writes names with dashes.
+        let mapped = |name: &str| name.replace('-', "--");
+        let pool = format!("{}-{}", mapped(&self.lvm.group), mapped(&self.pool));
+        let note = Note::write(&self.notes, NOTE, &pool)?;
+        if let Err(error) = reservation(&pool, "reserve_metadata_snap") {
+            // It is reserved already, by somebody else.
+            note.remove();
+            return Err(error);
+        }
+        let mut differences = Differences::new(size_bytes);
+        let metadata = format!("/dev/mapper/{pool}_tmeta");
+        let args = ["--metadata-snap", "--snap1", &before, "--snap2", &now, &metadata];
+        let told = THIN_DELTA.run_lines(&args, |line| differences.take(line).is_some());
+        match reservation(&pool, "release_metadata_snap") {
+            Ok(()) => note.remove(),
+            Err(error) => {
+                warn!(%error, "the pool's metadata stay reserved; the next backup of LVM releases them");
+            }
+        }
+        told?;
+        differences
+            .found()
+            .ok_or_else(|| failed("understanding", Path::new(THIN_DELTA.name), "it has no end"))
     }
 }
 
-impl Lvm {
-    fn copied(&self) -> Self {
-        Self { name: self.name.clone(), group: self.group.clone(), volume: self.volume.clone() }
+/// Reserves the metadata of a pool as they are, for `thin_delta` to read, or releases them (Linux, `thin-provisioning.rst`).
+fn reservation(pool: &str, message: &str) -> VaultResult<()> {
+    DMSETUP.run(&["message", &format!("{pool}-tpool"), "0", message]).map(|_| ())
+}
+
+/// Releases the metadata that killed processes had reserved. A start of the machine does not: that is on disk.
+fn release_left(notes: &Path) {
+    for left in notes::left(notes, NOTE) {
+        match reservation(&left.text, "release_metadata_snap") {
+            Ok(()) => warn!(pool = left.text, "released what a killed backup had reserved"),
+            // It was killed before it had.
+            Err(error) => warn!(pool = left.text, %error, "what a killed backup may have reserved"),
+        }
+        left.remove();
+    }
+}
+
+/// What two thin volumes differ by, by what `thin_delta` prints: all that is not said to be the same.
+struct Differences {
+    block_bytes: Option<u64>,
+    extents: Extents,
+    is_whole: bool,
+}
+
+impl Differences {
+    const fn new(size_bytes: u64) -> Self {
+        Self { block_bytes: None, extents: Extents::new(size_bytes), is_whole: false }
     }
 
-    fn changes(&self, pool: &str, since: &Record, snapshot: &str) -> VaultResult<Vec<Range<u64>>> {
-        let rows = self.rows()?;
-        let id = |name: &str| {
-            let row = rows.iter().find(|row| row.lv_name == name);
-            let missing = || failed("looking for", Path::new(&self.name), format!("the snapshot {name}"));
-            row.map(|row| row.thin_id.clone()).ok_or_else(missing)
+    /// Takes a line; `None` if it makes no sense.
+    fn take(&mut self, line: &str) -> Option<()> {
+        let line = line.trim();
+        let number = |key: &str| -> Option<u64> {
+            let (_, rest) = line.split_once(&format!(" {key}=\""))?;
+            rest.split_once('"')?.0.parse().ok()
         };
-        self.delta(pool, &id(&since.to_string())?, &id(snapshot)?)
+        let is = |kinds: &[&str]| kinds.iter().any(|kind| line.starts_with(kind));
+        if is(&["<superblock"]) {
+            self.block_bytes = Some(number("data_block_size")?.checked_mul(SECTOR_BYTES)?);
+        } else if is(&["</superblock"]) {
+            self.is_whole = true;
+        } else if is(&["<different", "<left_only", "<right_only"]) {
+            let (begin, length) = (number("begin")?, number("length")?);
+            let bytes = |blocks: u64| blocks.checked_mul(self.block_bytes?);
+            self.extents.add(bytes(begin)?..bytes(begin.checked_add(length)?)?);
+        } else if !is(&["<same", "<diff", "</diff"]) && !line.is_empty() {
+            return None;
+        }
+        Some(())
+    }
+
+    /// All of it; `None` if it was cut off.
+    fn found(self) -> Option<Vec<Range<u64>>> {
+        self.is_whole.then(|| self.extents.found())
     }
 }
 
 /// Removes the snapshots that killed processes left, of all volumes. Where there is no LVM there are none.
-pub fn clean_up() {
+pub fn clean_up(notes: &Path) {
+    release_left(notes);
     let Ok(told) = LVS.run(&["--noheadings", "-o", "vg_name,lv_name"]) else { return };
     for line in told.lines() {
         let Some((group, name)) = line.trim().split_once(char::is_whitespace) else { continue };
         let name = name.trim();
-        if name.strip_prefix(TEMPORARY).is_some_and(owner::is_gone) {
+        if name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over) {
             match LVREMOVE.run(&["--yes", "--", &format!("{group}/{name}")]) {
                 Ok(_) => warn!(group, name, "removed what a killed backup left"),
                 Err(error) => warn!(group, name, %error, "what a killed backup left stays"),
@@ -237,16 +297,13 @@ pub fn clean_up() {
     }
 }
 
-fn found(row: &Row) -> Option<Found> {
-    Some(Found { record: row.lv_name.parse().ok()?, is_whole: true })
-}
-
 /// A snapshot that was made.
 struct Kept {
     lvm: Lvm,
     name: String,
     plan: Option<Plan>,
     done: bool,
+    _own: Own,
 }
 
 impl Kept {
@@ -254,7 +311,7 @@ impl Kept {
         self.done = true;
         let Some(plan) = &self.plan else { return self.lvm.remove(&self.name) };
         // Kept, whether the backup is committed or may be: it takes no device meanwhile.
-        LVCHANGE.run(&["--activate", "n", "--", &self.lvm.path_of(&self.name)])?;
+        LVCHANGE.run_patiently(&["--activate", "n", "--", &self.lvm.path_of(&self.name)])?;
         let Some(backup) = committed else { return Ok(()) };
         if backup != plan.next.backup {
             let name = Record { backup, ..plan.next }.to_string();
@@ -298,13 +355,22 @@ mod tests {
     <same begin="0" length="10"/>
     <different begin="10" length="2"/>
     <left_only begin="12" length="1"/>
-    <right_only begin="20" length="3"/>
+    <right_only begin="300" length="3"/>
   </diff>
 </superblock>
 "#;
-        let block = 65536;
-        let expected = vec![10 * block..12 * block, 12 * block..13 * block, 20 * block..23 * block];
-        assert_eq!(differences(text), Some(expected));
+        let size_bytes = 39 << 20;
+        let read = |text: &str| {
+            let mut differences = Differences::new(size_bytes);
+            let makes_sense = text.lines().all(|line| differences.take(line).is_some());
+            if makes_sense { differences.found() } else { None }
+        };
+        // By regions of 8 MiB, of 128 blocks each.
+        let region = 8 << 20;
+        assert_eq!(read(text), Some(vec![0..region, 2 * region..3 * region]));
+        // A block may reach past the end.
+        let past = text.replace(r#"begin="300" length="3""#, r#"begin="620" length="9""#);
+        assert_eq!(read(&past), Some(vec![0..region, 4 * region..size_bytes]));
         for broken in [
             "",
             &text.replace("</superblock>", ""),
@@ -312,7 +378,7 @@ mod tests {
             &text.replace("<same", "<unknown"),
             &text.replace("length=\"3\"", "length=\"18446744073709551615\""),
         ] {
-            assert_eq!(differences(broken), None, "{broken}");
+            assert_eq!(read(broken), None, "{broken}");
         }
     }
 }

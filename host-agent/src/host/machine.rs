@@ -3,16 +3,14 @@
 //! What the guest writes over while the backup reads is first copied to a scratch file, which the export that is read lies on. All names
 //! begin with `strongroom-` and the mark of this process, so that whoever comes next finds what a killed one left.
 //!
-//! Invariant: the state that is read, the record of what changed up to it and the record of what changes after it are one moment: they
-//! are made in one transaction.
+//! Invariant: what the guest writes is in the state that is read, or in the record of what changes after it; and what of it is in the state is
+//! in the record of what changed up to it. All three are made in one transaction, in an order that makes up for its taking time.
 
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::Relaxed;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -24,9 +22,10 @@ use tracing::warn;
 
 use super::bitmap::{Found, Plan};
 use super::export::{Export, PATIENCE};
+use super::owner::{self, Own};
 use super::qmp::Qmp;
 use super::track::Record;
-use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, owner, qemu};
+use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, qemu};
 
 /// What the names of all that is made in a machine begin with.
 const PREFIX: &str = "strongroom-";
@@ -111,12 +110,14 @@ impl HostBackend for Machine {
         // The monitor has time for one at once: for others, and to unmake what there is of it should it have failed.
         drop(qmp);
         took?;
-        let (export, hint) = taken.export()?;
-        let name = self.socket.join(&self.node);
-        let running = Running { export, socket: self.socket.clone(), job: taken.name('j') };
-        let source = Source::device(&name, Box::new(running)).hinted(hint);
+        let (name, job, socket) = (self.socket.join(&self.node), taken.name('j'), self.socket.clone());
+        let connection = taken.connection();
+        let open = move || {
+            let (export, hint) = connection.open()?;
+            Ok(Source::device(&name, Box::new(Running { export, socket, job })).hinted(hint))
+        };
         let leave = Leave::with(move |committed| taken.end(committed));
-        Ok(Snapshot { source, reading: Reading::Machine, backup, leave })
+        Ok(Snapshot::later(open, Reading::Machine, backup, leave))
     }
 }
 
@@ -158,26 +159,28 @@ fn nodes(qmp: &mut Qmp) -> VaultResult<Vec<Node>> {
 struct Taken {
     socket: PathBuf,
     node: String,
-    mark: String,
+    own: Own,
     plan: Option<Plan>,
+    /// Whether the node keeps bitmaps when the machine ends: only one format does.
+    persistent: bool,
     /// Where scratch file and socket are.
     folder: TempDir,
 }
 
 impl Taken {
     fn new(socket: &Path, disk: &Node, plan: Option<Plan>) -> VaultResult<Self> {
-        static TAKEN: AtomicU64 = AtomicU64::new(0);
         let folder = qemu::folder()?;
         let note = folder.path().join(qemu::MACHINE);
         std::fs::write(&note, socket.as_os_str().as_encoded_bytes())
             .map_err(|error| VaultError::io("noting", &note, error))?;
-        let mark = format!("{PREFIX}{}-{}", owner::mine(), TAKEN.fetch_add(1, Relaxed));
-        Ok(Self { socket: socket.to_owned(), node: disk.node_name.clone(), mark, plan, folder })
+        let persistent = disk.drv == "qcow2" && !disk.ro;
+        let (socket, node) = (socket.to_owned(), disk.node_name.clone());
+        Ok(Self { socket, node, own: Own::new(), plan, persistent, folder })
     }
 
     /// The name of one of the things made; QEMU takes at most 31 bytes.
     fn name(&self, what: char) -> String {
-        format!("{}-{what}", self.mark)
+        format!("{PREFIX}{}-{what}", self.own)
     }
 
     /// What is the machine's of the folder.
@@ -204,26 +207,27 @@ impl Taken {
             }
             json!({ "type": format!("block-dirty-bitmap-{kind}"), "data": data })
         };
+        // One after the other: the guest stands still from the job's beginning on. So the record of what changes from now on begins before
+        // it, and the one of what changed so far is taken after it: what the guest writes while the first are made is in both.
         let mut actions = Vec::new();
         let mut bitmaps = Vec::new();
+        let mut merge = None;
         if let Some(plan) = &self.plan {
             for record in &plan.remove {
                 actions.push(bitmap("remove", record.to_string(), json!({})));
             }
             if let Ok(record) = &plan.by {
-                // As it is now: it goes on taking note.
+                // As it is at that moment: it goes on taking note.
                 bitmaps.push(self.name('n'));
                 actions.push(bitmap("add", self.name('n'), json!({ "disabled": true })));
-                let merge =
-                    json!({ "node": node, "target": self.name('n'), "bitmaps": [record.to_string()] });
-                actions.push(json!({ "type": "block-dirty-bitmap-merge", "data": merge }));
+                let data = json!({ "node": node, "target": self.name('n'), "bitmaps": [record.to_string()] });
+                merge = Some(json!({ "type": "block-dirty-bitmap-merge", "data": data }));
             }
-            // Only this format keeps them; with others they last as long as the machine runs.
-            let persistent = disk.drv == "qcow2" && !disk.ro;
-            actions.push(bitmap("add", plan.next.to_string(), json!({ "persistent": persistent })));
+            actions.push(bitmap("add", plan.next.to_string(), json!({ "persistent": self.persistent })));
         }
         let backup = json!({ "job-id": self.name('j'), "device": node, "target": scratch, "sync": "none" });
         actions.push(json!({ "type": "blockdev-backup", "data": backup }));
+        actions.extend(merge);
         qmp.run("transaction", json!({ "actions": actions }))?;
         let address = json!({ "type": "unix", "data": { "path": self.nbd_socket() } });
         qmp.run("nbd-server-start", json!({ "addr": address, "max-connections": 1 })).map_err(|error| {
@@ -239,32 +243,20 @@ impl Taken {
         qmp.run("block-export-add", export).map(|_| ())
     }
 
-    /// Connects to the export, and reads what changed.
-    fn export(&self) -> VaultResult<(Export, Hint)> {
-        let socket = self.nbd_socket();
-        let stream =
-            UnixStream::connect(&socket).map_err(|error| VaultError::io("opening", &socket, error))?;
-        let by = self.plan.as_ref().map(|plan| plan.by.clone());
-        let now = self.name('n');
-        let bitmap = by.as_ref().is_some_and(Result::is_ok).then_some(now.as_str());
-        let mut export = Export::new(&self.socket, stream, EXPORT, bitmap, PATIENCE)?;
-        let hint = match by {
-            None => Hint::None,
-            Some(Err(reason)) => Hint::Doubted(reason),
-            Some(Ok(record)) => {
-                let extents = export.marked();
-                let extents =
-                    extents.map_err(|error| failed("reading what changed in", &self.socket, error))?;
-                Hint::Changed(Changes { since: record.backup, extents })
-            }
-        };
-        Ok((export, hint))
+    /// How to connect to the export.
+    fn connection(&self) -> Connection {
+        Connection {
+            monitor: self.socket.clone(),
+            socket: self.nbd_socket(),
+            by: self.plan.as_ref().map(|plan| plan.by.clone()),
+            now: self.name('n'),
+        }
     }
 
     /// Unmakes the snapshot, and removes the bitmaps that are of no more use.
     fn end(&self, committed: Option<BackupId>) -> VaultResult<()> {
         let mut qmp = Qmp::connect(&self.socket)?;
-        let mine = format!("{}-", self.mark);
+        let mine = format!("{PREFIX}{}-", self.own);
         clear(&mut qmp, |name| name.starts_with(&mine))?;
         let (Some(plan), Some(backup)) = (&self.plan, committed) else { return Ok(()) };
         let node = &self.node;
@@ -273,7 +265,7 @@ impl Taken {
             let name = Record { backup, ..plan.next }.to_string();
             let merge = json!({ "node": node, "target": name, "bitmaps": [plan.next.to_string()] });
             let actions = json!([
-                { "type": "block-dirty-bitmap-add", "data": { "node": node, "name": name, "persistent": true } },
+                { "type": "block-dirty-bitmap-add", "data": { "node": node, "name": name, "persistent": self.persistent } },
                 { "type": "block-dirty-bitmap-merge", "data": merge },
             ]);
             qmp.run("transaction", json!({ "actions": actions }))?;
@@ -285,6 +277,36 @@ impl Taken {
             qmp.run("block-dirty-bitmap-remove", json!({ "node": node, "name": record.to_string() }))?;
         }
         Ok(())
+    }
+}
+
+/// An export of a snapshot.
+struct Connection {
+    monitor: PathBuf,
+    socket: PathBuf,
+    by: Option<Result<Record, String>>,
+    /// The bitmap of what changed up to it, if there is one.
+    now: String,
+}
+
+impl Connection {
+    /// Connects, and reads what changed.
+    fn open(self) -> VaultResult<(Export, Hint)> {
+        let stream = UnixStream::connect(&self.socket)
+            .map_err(|error| VaultError::io("opening", &self.socket, error))?;
+        let bitmap = self.by.as_ref().is_some_and(Result::is_ok).then_some(self.now.as_str());
+        let mut export = Export::new(&self.monitor, stream, EXPORT, bitmap, PATIENCE)?;
+        let hint = match self.by {
+            None => Hint::None,
+            Some(Err(reason)) => Hint::Doubted(reason),
+            Some(Ok(record)) => {
+                let extents = export.marked();
+                let extents =
+                    extents.map_err(|error| failed("reading what changed in", &self.monitor, error))?;
+                Hint::Changed(Changes { since: record.backup, extents })
+            }
+        };
+        Ok((export, hint))
     }
 }
 
@@ -316,10 +338,9 @@ fn make_scratch(folder: &Path, file: &Path, size_bytes: u64, qmp: &Qmp) -> Vault
     Ok(())
 }
 
-/// Whether a name is that of something that a process made that is gone.
+/// Whether a name is that of something of ours that nobody uses any more.
 fn is_left_over(name: &str) -> bool {
-    let mark = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-    mark.is_some_and(owner::is_gone)
+    name.strip_prefix(PREFIX).is_some_and(owner::is_left_over)
 }
 
 /// Removes from a machine what killed processes have left there.
@@ -403,8 +424,8 @@ mod tests {
 
     #[test]
     fn only_what_processes_left_that_are_gone_is_left_over() {
-        let mine = owner::mine();
-        assert!(!is_left_over(&format!("{PREFIX}{mine}-0-j")));
+        let own = Own::new();
+        assert!(!is_left_over(&format!("{PREFIX}{own}-j")));
         assert!(is_left_over(&format!("{PREFIX}1z141z2.1-0-j")));
         let record = format!("{PREFIX}abababababab-3-{}", BackupId::from_bytes([1; 16]));
         assert!(!is_left_over(&record), "a record stays");

@@ -8,6 +8,7 @@ mod iscsi;
 mod leftovers;
 mod lvm;
 mod machine;
+mod notes;
 mod owner;
 mod qemu;
 mod qemu_image;
@@ -84,7 +85,7 @@ impl fmt::Display for Place<'_> {
 pub fn clean_up(notes: &Path) {
     qemu::clean_up();
     iscsi::clean_up(notes);
-    lvm::clean_up();
+    lvm::clean_up(notes);
     zfs::clean_up();
 }
 
@@ -103,9 +104,8 @@ pub struct SnapshotRequest {
 
 /// A volume in one state.
 pub struct Snapshot {
-    /// To be read; with what is known of what changed.
-    pub source: Source,
-    /// How that is done.
+    opening: Opening,
+    /// How it is read.
     pub reading: Reading,
     /// The id that its backup is to have: what changes from now on is noted under it.
     pub backup: Option<BackupId>,
@@ -113,14 +113,42 @@ pub struct Snapshot {
     pub leave: Leave,
 }
 
+/// What is to be read of a snapshot.
+enum Opening {
+    Ready(Source),
+    /// There is more to do, such as to find out what changed, for which nothing has to stand still.
+    Later(Box<dyn FnOnce() -> VaultResult<Source> + Send>),
+}
+
 impl Snapshot {
     fn new(source: Source, reading: Reading) -> Self {
-        Self { source, reading, backup: None, leave: Leave(None) }
+        Self { opening: Opening::Ready(source), reading, backup: None, leave: Leave(None) }
+    }
+
+    fn later(
+        open: impl FnOnce() -> VaultResult<Source> + Send + 'static,
+        reading: Reading,
+        backup: Option<BackupId>,
+        leave: Leave,
+    ) -> Self {
+        Self { opening: Opening::Later(Box::new(open)), reading, backup, leave }
     }
 
     /// Takes what comes from elsewhere, as it comes.
     pub fn of(source: Source) -> Self {
         Self::new(source, Reading::Live)
+    }
+
+    /// Opens it to be read, with what is known of what changed. May take long; gives the id for its backup as well.
+    ///
+    /// # Errors
+    /// Those of storage.
+    pub fn read(self) -> VaultResult<(Source, Option<BackupId>, Leave)> {
+        let source = match self.opening {
+            Opening::Ready(source) => source,
+            Opening::Later(open) => open()?,
+        };
+        Ok((source, self.backup, self.leave))
     }
 }
 
@@ -219,8 +247,8 @@ pub fn create_snapshot_of_guest(
     frozen.thaw()?;
     match snapshot {
         Ok(snapshot) if !snapshot.reading.is_of_one_moment() => Err(VaultError::Invalid(format!(
-            "{}: it is read {}, and a guest can't stand still for as long; a guest agent is for images on XFS and btrfs, and \
-             for running machines (qmp:SOCKET:NODE)",
+            "{}: it is read {}, and a guest can't stand still for as long; a guest agent is for what is read from a \
+             snapshot: images on XFS and btrfs, running machines (qmp:SOCKET:NODE), thin volumes and zvols",
             volume.place(),
             snapshot.reading
         ))),

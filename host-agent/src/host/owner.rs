@@ -1,6 +1,11 @@
 //! Whose something is that is found on a host: marks of processes, in the names of what they make.
 
+use std::collections::BTreeSet;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Mutex, PoisonError};
 
 /// Digits of the numbers in marks: some names have to be short.
 const BASE: u32 = 36;
@@ -31,6 +36,45 @@ fn digits(mut number: u64) -> String {
     }
 }
 
+/// A name that nothing else has: the mark of this process, and a number. As long as this lives, what is called so is in use.
+#[derive(Debug)]
+pub struct Own(u64);
+
+/// Numbers in use.
+static IN_USE: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+impl Own {
+    /// Takes another one.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Relaxed);
+        IN_USE.lock().unwrap_or_else(PoisonError::into_inner).insert(number);
+        Self(number)
+    }
+}
+
+impl fmt::Display for Own {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", mine(), digits(self.0))
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        IN_USE.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Whether what is called so, with more behind another dash or nothing, is of no use to anybody: its process is gone, or is this one
+/// and has let go of it. Anything that is no such name is nobody's to say.
+pub fn is_left_over(name: &str) -> bool {
+    let mut parts = name.split('-');
+    let (Some(mark), Some(number)) = (parts.next(), parts.next()) else { return false };
+    let Ok(number) = u64::from_str_radix(number, BASE) else { return false };
+    let is_let_go = || !IN_USE.lock().unwrap_or_else(PoisonError::into_inner).contains(&number);
+    is_gone(mark) || mark == mine() && is_let_go()
+}
+
 /// When a process was started (proc_pid_stat(5), `starttime`).
 fn started(number: u32) -> Option<u64> {
     let stat = std::fs::read_to_string(PathBuf::from("/proc").join(number.to_string()).join("stat")).ok()?;
@@ -42,6 +86,19 @@ fn started(number: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_are_in_use_until_they_are_let_go() {
+        let (one, other) = (Own::new(), Own::new());
+        assert_ne!(one.to_string(), other.to_string());
+        let names = [one.to_string(), format!("{one}-j")];
+        assert!(names.iter().all(|name| !is_left_over(name)));
+        drop(one);
+        assert!(names.iter().all(|name| is_left_over(name)));
+        assert!(!is_left_over(&other.to_string()));
+        assert!(is_left_over("1z141z2.5-0-s"));
+        assert!(["", "1z141z2.5", "1z141z2.5-?", "abababababab-3-1"].iter().all(|name| !is_left_over(name)));
+    }
 
     #[test]
     fn only_what_is_known_to_be_gone_is() {

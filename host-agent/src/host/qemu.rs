@@ -12,6 +12,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -99,12 +100,13 @@ impl HostBackend for Image {
             },
             Err(reason) => Hint::Doubted(std::mem::take(reason)),
         };
-        let source = Source::device(&image, Box::new(open)).hinted(hint);
-        let leave = Leave::with(move |committed| match begun {
+        let mut snapshot = Snapshot::new(Source::device(&image, Box::new(open)).hinted(hint), Reading::Qemu);
+        snapshot.backup = Some(tracking.backup);
+        snapshot.leave = Leave::with(move |committed| match begun {
             Ok(()) => bitmap::end(&plan, &image, committed),
             Err(_) => Ok(()),
         });
-        Ok(Snapshot { source, reading: Reading::Qemu, backup: Some(tracking.backup), leave })
+        Ok(snapshot)
     }
 }
 
@@ -129,6 +131,9 @@ pub fn create(format: &str, image: &Path, size_bytes: u64) -> VaultResult<()> {
 /// Ends servers whose process was killed before they had agreed with it (those end by themselves only after that), and what else it
 /// left.
 pub fn clean_up() {
+    // A machine's monitor has time for one at once.
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _one = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     for folder in entries {
         let name = folder.file_name();

@@ -5,8 +5,10 @@
 //! - it stays until a later backup is committed, so that whichever of the two the catalog has in the end has its record.
 
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
+use strongroom_format::chunker::REGION_BYTES;
 use strongroom_format::ids::{BackupId, VolumeTag};
 use strongroom_vault::{Target, VaultResult};
 
@@ -106,6 +108,37 @@ impl Tracking {
     }
 }
 
+/// What changed, by the regions that are read in full if anything in them did: so it takes little memory, however scattered it is.
+#[derive(Debug)]
+pub struct Extents {
+    size_bytes: u64,
+    extents: Vec<Range<u64>>,
+}
+
+impl Extents {
+    /// Those of a volume of `size_bytes`; nothing so far.
+    pub const fn new(size_bytes: u64) -> Self {
+        Self { size_bytes, extents: Vec::new() }
+    }
+
+    /// Adds one; what is past the end does not count. Best in ascending order.
+    pub fn add(&mut self, extent: Range<u64>) {
+        let start = extent.start - extent.start % REGION_BYTES;
+        let end = extent.end.min(self.size_bytes);
+        let end = end.checked_next_multiple_of(REGION_BYTES).unwrap_or(end).min(self.size_bytes);
+        match self.extents.last_mut() {
+            _ if extent.is_empty() || start >= end => {}
+            Some(last) if last.start <= start && start <= last.end => last.end = last.end.max(end),
+            _ => self.extents.push(start..end),
+        }
+    }
+
+    /// All of them.
+    pub fn found(self) -> Vec<Range<u64>> {
+        self.extents
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,6 +161,22 @@ mod tests {
         assert!(others.iter().all(|name| name.parse::<Record>().is_err()));
         let padded = record.to_string().replace("-7-", "-07-");
         assert!(padded.parse::<Record>().is_err(), "{padded}");
+    }
+
+    #[test]
+    fn what_changed_is_told_by_regions() {
+        let mut extents = Extents::new(10 * REGION_BYTES + 5);
+        let region = |from: u64, to: u64| from * REGION_BYTES..to * REGION_BYTES;
+        for extent in [5..6, 7..8, REGION_BYTES..REGION_BYTES + 1, 10..10] {
+            extents.add(extent);
+        }
+        extents.add(region(4, 5));
+        extents.add(10 * REGION_BYTES + 1..u64::MAX);
+        extents.add(11 * REGION_BYTES..12 * REGION_BYTES);
+        // Not in order.
+        extents.add(region(2, 3));
+        let last = 10 * REGION_BYTES..10 * REGION_BYTES + 5;
+        assert_eq!(extents.found(), [region(0, 2), region(4, 5), last, region(2, 3)]);
     }
 
     #[test]

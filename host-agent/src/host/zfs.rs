@@ -10,14 +10,15 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use strongroom_format::ids::BackupId;
+use strongroom_vault::VaultResult;
 use strongroom_vault::backup::{Changes, Hint, Source};
-use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
+use super::owner::{self, Own};
 use super::tools::{Tool, is_plain, wait_for};
-use super::track::Record;
-use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed, owner};
+use super::track::{Extents, Record};
+use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed};
 
 const PACKAGE: &str = "the package zfsutils-linux, zfs-utils or zfs";
 const ZFS: Tool = Tool { name: "zfs", package: PACKAGE };
@@ -64,12 +65,12 @@ impl Zvol {
     }
 
     fn destroy(what: &str) -> VaultResult<()> {
-        ZFS.run(&["destroy", what]).map(|_| ())
+        ZFS.run_patiently(&["destroy", what])
     }
 
     /// Removes what killed processes left of it.
     fn clean_up(&self) -> VaultResult<()> {
-        let left = |name: &str| name.strip_prefix(TEMPORARY).is_some_and(owner::is_gone);
+        let left = |name: &str| name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over);
         let parent = self.dataset.rsplit_once('/').map_or(self.dataset.as_str(), |(parent, _)| parent);
         // Clones first: a snapshot can't go before them.
         for name in Self::list("volume", parent, '/')?.iter().filter(|name| left(name)) {
@@ -88,28 +89,22 @@ impl Zvol {
         Ok(records.map(|record| Found { record, is_whole: true }).collect())
     }
 
-    /// What differs between two snapshots, bytes: what a stream of the difference would write or free.
-    fn changes(&self, since: &Record, snapshot: &str) -> VaultResult<Vec<Range<u64>>> {
-        let size = ZFS.run(&["get", "-H", "-p", "-o", "value", "volsize", &self.snapshot(snapshot)])?;
-        let size_bytes: u64 = size
-            .trim()
-            .parse()
-            .map_err(|error| failed("understanding", Path::new(ZFS.name), format!("volsize: {error}")))?;
+    /// What differs between two snapshots: what a stream of the difference would write or free.
+    fn changes(&self, since: &Record, snapshot: &str, size_bytes: u64) -> VaultResult<Vec<Range<u64>>> {
         let since = self.snapshot(&since.to_string());
-        let mut differences = Differences { size_bytes, extents: Vec::new(), is_whole: false };
+        let mut differences = Differences { extents: Extents::new(size_bytes), is_whole: false };
         let stream = ["send", "-i", &since, &self.snapshot(snapshot)];
         ZFS.run_into(&stream, ZSTREAM, &["dump", "-v"], |line| differences.take(line).is_some())?;
         if !differences.is_whole {
             return Err(failed("understanding", Path::new(ZSTREAM.name), "the stream has no end"));
         }
-        Ok(differences.extents)
+        Ok(differences.extents.found())
     }
 }
 
 /// Which bytes of a volume a stream writes or frees, by what `zstream dump -v` prints of it.
 struct Differences {
-    size_bytes: u64,
-    extents: Vec<Range<u64>>,
+    extents: Extents,
     is_whole: bool,
 }
 
@@ -129,14 +124,10 @@ impl Differences {
                 let start: u64 = field("offset")?.parse().ok()?;
                 let end = match field("logical_size").or_else(|| field("length"))? {
                     // To the end.
-                    "-1" | "18446744073709551615" => self.size_bytes,
-                    len => self.size_bytes.min(start.checked_add(len.parse().ok()?)?),
+                    "-1" | "18446744073709551615" => u64::MAX,
+                    len => start.checked_add(len.parse().ok()?)?,
                 };
-                match self.extents.last_mut() {
-                    _ if start >= end => {}
-                    Some(last) if last.end == start => last.end = end,
-                    _ => self.extents.push(start..end),
-                }
+                self.extents.add(start..end);
             }
             _ => {}
         }
@@ -158,28 +149,37 @@ impl HostBackend for Zvol {
         for record in plan.iter().flat_map(|plan| &plan.remove) {
             Self::destroy(&self.snapshot(&record.to_string()))?;
         }
-        let once = format!("{TEMPORARY}{}", owner::mine());
+        let own = Own::new();
+        let once = format!("{TEMPORARY}{own}");
         let name = plan.as_ref().map_or_else(|| once.clone(), |plan| plan.next.to_string());
         ZFS.run(&["snapshot", &self.snapshot(&name)])?;
-        let mut kept = Kept { zvol: self.clone(), name: name.clone(), clone: None, plan, done: false };
         let clone = self.clone_of(&once);
-        ZFS.run(&["clone", "-o", "readonly=on", "-o", "volmode=dev", &self.snapshot(&name), &clone])?;
-        kept.clone = Some(clone.clone());
-        let hint = match &kept.plan {
+        let by = plan.as_ref().map(|plan| plan.by.clone());
+        let backup = plan.as_ref().map(|plan| plan.next.backup);
+        let (zvol, snapshot) = (self.clone(), name.clone());
+        let kept = Kept { zvol: self.clone(), name, clone: clone.clone(), plan, done: false, _own: own };
+        let open = move || zvol.open(&snapshot, &clone, by);
+        let leave = Leave::with(move |committed| kept.end(committed));
+        Ok(Snapshot::later(open, Reading::Snapshot, backup, leave))
+    }
+}
+
+impl Zvol {
+    /// Opens a snapshot through a clone of it.
+    fn open(&self, name: &str, clone: &str, by: Option<Result<Record, String>>) -> VaultResult<Source> {
+        ZFS.run(&["clone", "-o", "readonly=on", "-o", "volmode=dev", &self.snapshot(name), clone])?;
+        let device = PathBuf::from("/dev/zvol").join(clone);
+        wait_for(&device)?;
+        let source = Source::open(&device)?.named(Path::new(&self.name));
+        let hint = match by {
             None => Hint::None,
-            Some(Plan { by: Err(reason), .. }) => Hint::Doubted(reason.clone()),
-            Some(Plan { by: Ok(record), .. }) => match self.changes(record, &name) {
+            Some(Err(reason)) => Hint::Doubted(reason),
+            Some(Ok(record)) => match self.changes(&record, name, source.size_bytes().unwrap_or_default()) {
                 Ok(extents) => Hint::Changed(Changes { since: record.backup, extents }),
-                Err(VaultError::Invalid(reason)) => Hint::Doubted(reason),
                 Err(error) => Hint::Doubted(error.to_string()),
             },
         };
-        let device = PathBuf::from("/dev/zvol").join(&clone);
-        wait_for(&device)?;
-        let source = Source::open(&device)?.named(Path::new(&self.name)).hinted(hint);
-        let backup = kept.plan.as_ref().map(|plan| plan.next.backup);
-        let leave = Leave::with(move |committed| kept.end(committed));
-        Ok(Snapshot { source, reading: Reading::Snapshot, backup, leave })
+        Ok(source.hinted(hint))
     }
 }
 
@@ -190,7 +190,7 @@ pub fn clean_up() {
         let Ok(told) = ZFS.run(&["list", "-H", "-t", kind, "-o", "name"]) else { return };
         for name in told.lines() {
             let short = name.rsplit_once(sign).and_then(|(_, short)| short.strip_prefix(TEMPORARY));
-            if short.is_some_and(owner::is_gone) {
+            if short.is_some_and(owner::is_left_over) {
                 match Zvol::destroy(name) {
                     Ok(()) => warn!(name, "removed what a killed backup left"),
                     Err(error) => warn!(name, %error, "what a killed backup left stays"),
@@ -200,21 +200,20 @@ pub fn clean_up() {
     }
 }
 
-/// A snapshot that was made, and its clone.
+/// A snapshot that was made, and its clone, if that was made yet.
 struct Kept {
     zvol: Zvol,
     name: String,
-    clone: Option<String>,
+    clone: String,
     plan: Option<Plan>,
     done: bool,
+    _own: Own,
 }
 
 impl Kept {
     fn end(mut self, committed: Option<BackupId>) -> VaultResult<()> {
         self.done = true;
-        if let Some(clone) = self.clone.take() {
-            Zvol::destroy(&clone)?;
-        }
+        self.drop_clone()?;
         let zvol = &self.zvol;
         let Some(plan) = &self.plan else { return Zvol::destroy(&zvol.snapshot(&self.name)) };
         let Some(backup) = committed else { return Ok(()) };
@@ -225,6 +224,14 @@ impl Kept {
         let stale = plan.stale_after(&zvol.found()?, backup);
         stale.into_iter().try_for_each(|record| Zvol::destroy(&zvol.snapshot(&record.to_string())))
     }
+
+    fn drop_clone(&self) -> VaultResult<()> {
+        match ZFS.run(&["list", "-H", "-o", "name", &self.clone]) {
+            Ok(_) => Zvol::destroy(&self.clone),
+            // It was not made yet.
+            Err(_) => Ok(()),
+        }
+    }
 }
 
 impl Drop for Kept {
@@ -233,8 +240,7 @@ impl Drop for Kept {
         if self.done {
             return;
         }
-        let clone = self.clone.take().map_or(Ok(()), |clone| Zvol::destroy(&clone));
-        if let Err(error) = clone.and_then(|()| Zvol::destroy(&self.zvol.snapshot(&self.name))) {
+        if let Err(error) = self.drop_clone().and_then(|()| Zvol::destroy(&self.zvol.snapshot(&self.name))) {
             warn!(%error, "a snapshot stays; the next backup of the volume removes it");
         }
     }
@@ -260,15 +266,15 @@ mod tests {
                     compressed_size = 0 payload_size = 8192 props = 1\n\
                     WRITE object = 2 type = 24 checksum type = 7 flags = 0 offset = 0 logical_size = 512\n\
                     FREE object = 1 offset = 65536 length = 8192\n\
-                    FREE object = 1 offset = 1048576 length = -1\n\
+                    FREE object = 1 offset = 16777300 length = -1\n\
                     END checksum = 1/2/3/4\nSUMMARY:\n";
         let read = |text: &str| {
-            let mut differences = Differences { size_bytes: 2 << 20, extents: Vec::new(), is_whole: false };
-            let is_sense = text.lines().all(|line| differences.take(line).is_some());
-            (is_sense && differences.is_whole).then_some(differences.extents)
+            let mut differences = Differences { extents: Extents::new(30 << 20), is_whole: false };
+            let makes_sense = text.lines().all(|line| differences.take(line).is_some());
+            (makes_sense && differences.is_whole).then(|| differences.extents.found())
         };
-        let expected = vec![16384..24576, 65536..73728, 1_048_576..2_097_152];
-        assert_eq!(read(text), Some(expected));
+        let region = 8 << 20;
+        assert_eq!(read(text), Some(vec![0..region, 2 * region..30 << 20]));
         assert_eq!(read(&text.replace("END", "EN")), None, "cut off");
         assert_eq!(read(&text.replace("offset = 16384 ", "")), None);
     }

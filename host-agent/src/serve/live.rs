@@ -3,6 +3,7 @@
 //! It is served like a backup with an overlay, and what nobody has read or written yet is fetched behind. The overlay is the file that is
 //! restored, under another name until it is whole.
 
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use strongroom_catalog::find::find;
+use strongroom_format::ids::BackupId;
 use strongroom_vault::image::overlay::{Owner, WritableImage, remove_widow};
 use strongroom_vault::image::{BackupImage, ImageOptions};
 use strongroom_vault::{Progress, Target, VaultError, VaultResult};
@@ -82,9 +84,8 @@ pub async fn restore_live(
             if is_full(&export) {
                 output.say("all of it is there; this ends once nobody is connected");
             }
-            // Where something is missing, for as long as it is not told to stop.
             // One place is kept for who comes next.
-            while !is_full(&export) || places.available_permits() < MAX_CLIENTS - 1 {
+            while places.available_permits() < MAX_CLIENTS - 1 {
                 tokio::time::sleep(IDLE_CHECK).await;
             }
             Ok(())
@@ -102,7 +103,8 @@ pub async fn restore_live(
     drop(listener);
     base.close().await;
     let fetched_bytes = base.fetched_bytes();
-    finish(export, destination, &incomplete, filled).await?;
+    let names = Names { destination, incomplete: &incomplete, backup: entry.id, overwrite: args.overwrite };
+    finish(export, &names, filled).await?;
     output.say(&format!(
         "restored volume {volume} to {}; fetched {}",
         destination.display(),
@@ -153,6 +155,9 @@ async fn fill(export: &BackupExport, progress: &Progress, damage: &Mutex<Option<
     for start in steps {
         let range = start..size_bytes.min(start + STEP_BYTES);
         if let Err(error) = fill_step(image, range.clone()).await {
+            if !error.is_damage() {
+                return Err(error);
+            }
             warn!(offset = start, %error, "a part of the backup can't be read; the rest is restored all the same");
             damage.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error.to_string());
         }
@@ -170,29 +175,37 @@ fn count(counter: &AtomicU64, range: &Range<u64>) {
     counter.fetch_add(range.end - range.start, Relaxed);
 }
 
-/// Fetches a part; waits as long as the store can't be reached.
+/// Fetches a part; waits as long as the store can't be reached, or there is no room.
 ///
 /// # Errors
-/// `Damaged` for what can't be had; `Unsafe` where it can't be written.
+/// `Damaged` for what can't be had; others for what waiting does not mend.
 async fn fill_step(image: &WritableImage, range: Range<u64>) -> VaultResult<()> {
     loop {
         let Err(error) = image.fill(range.clone()).await else { return Ok(()) };
         match error.as_ref() {
             error if error.is_damage() => return Err(VaultError::Damaged(error.to_string())),
             VaultError::Store(error) => warn!(%error, "the restore waits for the store"),
-            error => warn!(%error, "the restore waits"),
+            VaultError::Io { source, .. }
+                if matches!(source.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) =>
+            {
+                warn!(%error, "the restore waits for room");
+            }
+            error => return Err(VaultError::Unsafe(error.to_string())),
         }
         tokio::time::sleep(RETRY).await;
     }
 }
 
+/// What a restore is of, and goes to.
+struct Names<'a> {
+    destination: &'a Path,
+    incomplete: &'a Path,
+    backup: BackupId,
+    overwrite: bool,
+}
+
 /// Gives the file its name if it is whole; says how to go on if it is not.
-async fn finish(
-    export: Arc<BackupExport>,
-    destination: &Path,
-    incomplete: &Path,
-    filled: VaultResult<()>,
-) -> VaultResult<()> {
+async fn finish(export: Arc<BackupExport>, names: &Names<'_>, filled: VaultResult<()>) -> VaultResult<()> {
     // Clients that were cut off let go of it a moment later.
     for _ in 0..LETTING_GO {
         if Arc::strong_count(&export) == 1 {
@@ -203,15 +216,22 @@ async fn finish(
     let export = Arc::into_inner(export)
         .ok_or_else(|| VaultError::Internal("a client of the restore is still served".to_owned()))?;
     let Image::Writable(image) = export.into_image() else { return Ok(()) };
-    if filled.is_ok() && image.is_full() {
-        return image.into_volume(destination).await;
+    // Also where something could not be had that was written over since.
+    if image.is_full() {
+        return image.into_volume(names.destination, names.overwrite).await;
     }
     let flushed = image.flush().await;
-    filled?;
+    let how = format!(
+        "{}: not whole; what is there, with all that was written to it, is in {}. To go on with it: strongroom restore {} {} --live",
+        names.destination.display(),
+        names.incomplete.display(),
+        names.backup,
+        names.destination.display()
+    );
+    match filled {
+        Err(VaultError::Damaged(damage)) => return Err(VaultError::Damaged(format!("{damage}. {how}"))),
+        filled => filled?,
+    }
     flushed.map_err(|error| VaultError::Unsafe(format!("what was written last may be lost: {error}")))?;
-    Err(VaultError::Unsafe(format!(
-        "{}: not whole yet; what is there, with all that was written to it, is in {}. The same command goes on with it",
-        destination.display(),
-        incomplete.display()
-    )))
+    Err(VaultError::Unsafe(how))
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rand::{CryptoRng, RngExt};
-use strongroom_format::chunker::REGION_BYTES;
+use strongroom_format::chunker::{REGION_BYTES, is_zero};
 use strongroom_format::frame::{FrameSealer, PlaintextHash};
 use strongroom_format::ids::BackupId;
 use strongroom_format::manifest::{RegionSource, region_count};
@@ -19,9 +19,11 @@ use super::source::Source;
 use crate::error::{VaultError, VaultResult};
 use crate::progress::Progress;
 
-/// Chunks that are compared in one backup. A wrong hint that leaves out one part in 50 of a volume passes once in 170
+/// Places that are compared in one backup. A wrong hint that leaves out one part in 50 of what is looked at passes once in 170
 /// backups ((49/50)^256); one that leaves out as long a stretch as lies between two samples is found at once.
 const SAMPLES: usize = 256;
+/// What is read of a region that was zeros, bytes.
+const ZERO_SAMPLE_BYTES: u64 = 32 << 10;
 /// Segments of the parent, of some GiB of data and 3 MiB each, that samples are taken from in one backup: their lists tell
 /// what to compare with, and are not to cost more than what changed.
 const SAMPLED_SEGMENTS: usize = 16;
@@ -80,7 +82,7 @@ impl Plan {
     /// Why the hint can't be followed.
     pub fn new(changes: &Changes, parent: Option<&Parent>, source: &Source) -> Result<Self, String> {
         let Some(parent) = parent else {
-            return Err("there is no backup before this one to go on from".to_owned());
+            return Err("there is no backup before this one that could be gone on from".to_owned());
         };
         if parent.backup() != changes.since {
             return Err(format!(
@@ -167,13 +169,19 @@ impl Plan {
         progress: &Progress,
         rng: &mut impl CryptoRng,
     ) -> VaultResult<()> {
-        let regions = self.regions_to_sample(parent, rng);
-        let samples = SAMPLES.min(regions.len());
         let mut bytes = Vec::new();
-        for sample in 0..samples {
-            // One of each of as many equal parts.
-            let part = sample * regions.len() / samples..(sample + 1) * regions.len() / samples;
-            let region = regions[rng.random_range(part)];
+        for region in pick(&self.zeros_to_sample(parent), rng) {
+            let start = region * REGION_BYTES;
+            let len = REGION_BYTES.min(self.size_bytes - start);
+            let at = start + rng.random_range(0..=len.saturating_sub(ZERO_SAMPLE_BYTES));
+            let len = usize::try_from(ZERO_SAMPLE_BYTES.min(len)).unwrap_or(0);
+            source.read_at(at, len, &mut bytes)?;
+            progress.read_bytes.fetch_add(len as u64, Relaxed);
+            if !is_zero(&bytes) {
+                return Err(wrong(at));
+            }
+        }
+        for region in pick(&self.regions_to_sample(parent, rng), rng) {
             let Some((start, chunk)) = chunk_of(parent, region, rng).await? else { continue };
             source.read_at(start, chunk.len as usize, &mut bytes)?;
             progress.read_bytes.fetch_add(u64::from(chunk.len), Relaxed);
@@ -182,6 +190,12 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// Regions not to be read that were zeros.
+    fn zeros_to_sample(&self, parent: &Parent) -> Vec<u64> {
+        let unread = (0..).zip(&self.unread).filter(|(_, unread)| **unread).map(|(region, _)| region);
+        unread.filter(|region| parent.source(*region) == Some(RegionSource::Zeros)).collect()
     }
 
     /// Regions not to be read, of some of the parent's segments, in order.
@@ -202,6 +216,13 @@ impl Plan {
         regions.retain(|(_, segment)| segments.contains(segment));
         regions.into_iter().map(|(region, _)| region).collect()
     }
+}
+
+/// One region of each of as many equal parts of them as there are samples.
+fn pick(regions: &[u64], rng: &mut impl CryptoRng) -> Vec<u64> {
+    let samples = SAMPLES.min(regions.len());
+    let part = |sample: usize| sample * regions.len() / samples..(sample + 1) * regions.len() / samples;
+    (0..samples).map(|sample| regions[rng.random_range(part(sample))]).collect()
 }
 
 /// One of the chunks that the parent has in a region, and where in the volume it starts.

@@ -11,7 +11,8 @@ use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{SeekFrom, seek};
+use rustix::fs::{CWD, RenameFlags, SeekFrom, renameat_with, seek};
+use rustix::io::Errno;
 use strongroom_format::ids::{BackupId, TargetId};
 
 use super::BLOCK_BYTES;
@@ -79,9 +80,15 @@ pub fn open(path: &Path, owner: Owner, size_bytes: u64) -> VaultResult<(File, Ma
 }
 
 /// Gives an overlay that holds all of its volume its last name, and removes the map, which nobody needs any more.
-pub fn retire(path: &Path, to: &Path) -> io::Result<()> {
+pub fn retire(path: &Path, to: &Path, overwrite: bool) -> io::Result<()> {
     let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    std::fs::rename(path, to)?;
+    // Nothing that has come there meanwhile is replaced.
+    let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
+    match renameat_with(CWD, path, CWD, to, flags) {
+        // Not known to this filesystem.
+        Err(Errno::INVAL | Errno::NOSYS) if !to.try_exists()? => std::fs::rename(path, to)?,
+        renamed => renamed?,
+    }
     File::open(folder)?.sync_all()?;
     std::fs::remove_file(map_path(path))
 }
@@ -190,7 +197,7 @@ fn load(map: &File, path: &Path, size_bytes: u64) -> VaultResult<BlockSet> {
         // Where there is a hole, nothing is written.
         match seek(map, SeekFrom::Data(page_offset(number))) {
             Ok(data) => number = number.max(data / PAGE_BYTES as u64 - 1),
-            Err(rustix::io::Errno::NXIO) => break,
+            Err(Errno::NXIO) => break,
             // A filesystem that knows no holes.
             Err(_) => {}
         }

@@ -218,11 +218,12 @@ impl WritableImage {
         self.written_bytes() / BLOCK_BYTES == self.base.size_bytes().div_ceil(BLOCK_BYTES)
     }
 
-    /// Makes the file of an overlay that [is full](Self::is_full) the volume itself, under another name.
+    /// Makes the file of an overlay that [is full](Self::is_full) the volume itself, under another name; in place of a file of that
+    /// name only to `overwrite` it.
     ///
     /// # Errors
-    /// As [`flush`](Self::flush); `Internal` for one that is not full.
-    pub async fn into_volume(self, path: &Path) -> VaultResult<()> {
+    /// As [`flush`](Self::flush); `Internal` for one that is not full; `Io`.
+    pub async fn into_volume(self, path: &Path, overwrite: bool) -> VaultResult<()> {
         if !self.is_full() {
             return Err(VaultError::Internal("a part of the volume is not restored yet".to_owned()));
         }
@@ -233,7 +234,7 @@ impl WritableImage {
         let moved = off_thread::run(move || {
             let io = |error| VaultError::io("completing", &path, error);
             overlay.data.sync_all().map_err(io)?;
-            map_file::retire(&overlay.path, &path).map_err(io)
+            map_file::retire(&overlay.path, &path, overwrite).map_err(io)
         });
         moved.await.map_err(cut_off)?
     }
