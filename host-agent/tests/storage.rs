@@ -174,6 +174,7 @@ fn a_zvol_is_read_from_a_clone_of_a_snapshot() {
         "zfs list -H -d 1 -t snapshot -o name tank/vms/db",
         "zfs snapshot tank/vms/db@…",
         "zfs clone -o readonly=on -o volmode=dev tank/vms/db@… tank/vms/…",
+        "zfs list -H -o name tank/vms/…",
         "zfs destroy tank/vms/…",
         "zfs destroy tank/vms/db@…",
     ];

@@ -314,7 +314,9 @@ pub fn clean_up(notes: &Path) {
         warn!(portal, target, "ending the session that a killed backup left");
         // Since the machine was started anew, one that is there is somebody else's.
         let (begun, made) = (active && left.same_boot, was_made && (left.same_boot || !active));
-        let session = Session { portal, target, note: None, made, begun, shared: false };
+        let mut session = Session { portal, target, note: None, made, begun, shared: false };
+        // It may not have come as far as that.
+        session.made = made && session.node(&[]).is_ok();
         match session.leave() {
             Ok(()) => left.remove(),
             Err(error) => warn!(%error, "it stays"),

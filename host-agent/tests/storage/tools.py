@@ -147,6 +147,11 @@ def zfs(args):
     rows = table()
     if command == "list":
         found, rest = options(args, ["-d", "-t", "-o"], ["-H"])
+        if "-t" not in found:
+            if rest[0] not in rows:
+                sys.exit(f"cannot open '{rest[0]}': dataset does not exist")
+            print(rest[0])
+            return
         kind = found["-t"][0]
         for name, row in rows.items():
             below = not rest or name.startswith(rest[0] + ("@" if kind == "snapshot" else "/"))
