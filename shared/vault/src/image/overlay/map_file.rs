@@ -93,7 +93,7 @@ pub fn retire(path: &Path, to: &Path, overwrite: bool) -> io::Result<()> {
     std::fs::remove_file(map_path(path))
 }
 
-/// Removes a map whose overlay is gone: of one that was [retired](retire) when the machine stopped.
+/// Removes a map whose overlay is gone: of one that became the volume itself when the machine stopped.
 ///
 /// # Errors
 /// `Io`.
