@@ -75,9 +75,17 @@ impl Machine {
     }
 
     fn ask(&self, command: &str) -> Value {
-        let mut stream = UnixStream::connect(&self.socket).unwrap();
-        let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
-        lines.next().unwrap().unwrap();
+        // A monitor takes one client at once, and may drop the next while it lets go of one that was killed.
+        let greeted = (0..100).find_map(|_| {
+            let stream = UnixStream::connect(&self.socket).unwrap();
+            let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+            if let Some(Ok(_)) = lines.next() {
+                return Some((stream, lines));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+            None
+        });
+        let (mut stream, mut lines) = greeted.unwrap();
         let mut ask = |command: &str| {
             writeln!(stream, "{}", json!({ "execute": command })).unwrap();
             loop {

@@ -1,18 +1,13 @@
 //! QEMU's guest agent: filesystems of a guest that stand still for a moment (qemu, `docs/interop/qemu-ga-ref.rst`).
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 
 use serde_json::{Value, json};
-use strongroom_vault::{VaultError, VaultResult};
+use strongroom_vault::VaultResult;
 use tracing::{info, warn};
 
-use super::failed;
+use super::orders::Orders;
 
-/// How long a guest may take to flush what it has in memory, or to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// The longest answer, bytes.
 const MAX_LINE_BYTES: u64 = 1 << 20;
 /// Answers to others that may come before ours.
@@ -23,8 +18,7 @@ const MARK: u8 = 0xff;
 /// A guest whose filesystems stand still, until this is dropped.
 #[derive(Debug)]
 pub struct Frozen {
-    stream: BufReader<UnixStream>,
-    socket: PathBuf,
+    orders: Orders,
     thawed: bool,
 }
 
@@ -34,11 +28,7 @@ impl Frozen {
     /// # Errors
     /// `Io`, with the agent's words; then nothing stands still.
     pub fn freeze(socket: &Path) -> VaultResult<Self> {
-        let io = |error| VaultError::io("connecting to", socket, error);
-        let stream = UnixStream::connect(socket).map_err(io)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;
-        let mut guest = Self { stream: BufReader::new(stream), socket: socket.to_owned(), thawed: true };
+        let mut guest = Self { orders: Orders::connect(socket, MAX_LINE_BYTES)?, thawed: true };
         guest.meet()?;
         // Whatever it answers, or if it does not: some may stand still by now.
         guest.thawed = false;
@@ -65,46 +55,29 @@ impl Frozen {
     /// Agrees on where answers begin: the channel may hold those to somebody who was cut off.
     fn meet(&mut self) -> VaultResult<()> {
         let id = u64::from(std::process::id());
-        let socket = self.socket.clone();
-        let io = |error| VaultError::io("asking", &socket, error);
-        self.stream.get_mut().write_all(&[MARK]).map_err(io)?;
-        self.ask("guest-sync-delimited", &json!({ "id": id }))?;
+        self.orders.send(&[MARK])?;
+        self.orders.give("guest-sync-delimited", &json!({ "id": id }))?;
         for _ in 0..MAX_STALE {
-            let mut skipped = Vec::new();
-            (&mut self.stream).take(MAX_LINE_BYTES).read_until(MARK, &mut skipped).map_err(io)?;
-            if skipped.last() != Some(&MARK) {
+            if self.orders.until(MARK)?.last() != Some(&MARK) {
                 break;
             }
-            if self.line()?["return"] == id {
+            if self.orders.line()?["return"] == id {
                 return Ok(());
             }
         }
-        Err(failed("asking", &self.socket, "no guest agent answers"))
+        Err(self.orders.failed("no guest agent answers"))
     }
 
     fn run(&mut self, command: &str, arguments: &Value) -> VaultResult<Value> {
-        self.ask(command, arguments)?;
-        let mut answer = self.line()?;
+        self.orders.give(command, arguments)?;
+        let mut answer = self.orders.line()?;
         match answer.get_mut("return") {
             Some(returned) => Ok(returned.take()),
             None => {
                 let why = answer["error"]["desc"].as_str().unwrap_or("it does not say why");
-                Err(failed("asking", &self.socket, format!("{command}: {why}")))
+                Err(self.orders.failed(format!("{command}: {why}")))
             }
         }
-    }
-
-    fn ask(&mut self, command: &str, arguments: &Value) -> VaultResult<()> {
-        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
-        let written = self.stream.get_mut().write_all(line.as_bytes());
-        written.map_err(|error| VaultError::io("asking", &self.socket, error))
-    }
-
-    fn line(&mut self) -> VaultResult<Value> {
-        let mut line = Vec::new();
-        let read = (&mut self.stream).take(MAX_LINE_BYTES).read_until(b'\n', &mut line);
-        read.map_err(|error| VaultError::io("asking", &self.socket, error))?;
-        serde_json::from_slice(&line).map_err(|error| failed("understanding", &self.socket, error))
     }
 }
 

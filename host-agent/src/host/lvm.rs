@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use strongroom_format::ids::BackupId;
-use strongroom_vault::backup::{Changes, Hint, Source};
+use strongroom_vault::backup::{Hint, Source};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
@@ -16,7 +16,7 @@ use super::bitmap::{Found, Plan};
 use super::notes::{self, Note};
 use super::owner::{self, Own};
 use super::tools::{Tool, is_plain, wait_for};
-use super::track::{Extents, Record};
+use super::track::{self, Extents, Record};
 use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed};
 
 const PACKAGE: &str = "the package lvm2";
@@ -178,14 +178,10 @@ impl Opening {
         let device = self.lvm.device(&self.snapshot);
         wait_for(&device)?;
         let source = Source::open(&device)?.named(Path::new(&self.lvm.name));
-        let hint = match &self.by {
-            None => Hint::None,
-            Some(Err(reason)) => Hint::Doubted(reason.clone()),
-            Some(Ok(record)) => match self.changes(record, source.size_bytes().unwrap_or_default()) {
-                Ok(extents) => Hint::Changed(Changes { since: record.backup, extents }),
-                Err(error) => Hint::Doubted(error.to_string()),
-            },
-        };
+        let size_bytes = source.size_bytes().unwrap_or_default();
+        // Whatever can't be found out is a reason to read all.
+        let hint = track::hint(self.by.clone(), |record| self.changes(record, size_bytes))
+            .unwrap_or_else(|error| Hint::Doubted(error.to_string()));
         Ok(source.hinted(hint))
     }
 

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use strongroom_format::ids::BackupId;
-use strongroom_vault::backup::{Changes, Device, Hint, RegionRead, Source};
+use strongroom_vault::backup::{Device, Hint, RegionRead, Source};
 use strongroom_vault::{VaultError, VaultResult};
 use tempfile::TempDir;
 use tracing::warn;
@@ -24,7 +24,7 @@ use super::bitmap::{Found, Plan};
 use super::export::{Export, PATIENCE};
 use super::owner::{self, Own};
 use super::qmp::Qmp;
-use super::track::Record;
+use super::track::{self, Record};
 use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, qemu};
 
 /// What the names of all that is made in a machine begin with.
@@ -105,7 +105,7 @@ impl HostBackend for Machine {
         let found: Vec<Found> = disk.dirty_bitmaps.iter().filter_map(Bitmap::ours).collect();
         let plan = request.tracking.map(|tracking| Plan::of(&found, tracking));
         let backup = plan.as_ref().map(|plan| plan.next.backup);
-        let taken = Taken::new(&self.socket, &disk, plan)?;
+        let mut taken = Taken::new(&self.socket, &disk, plan)?;
         let took = taken.take(&mut qmp, &disk);
         // The monitor has time for one at once: for others, and to unmake what there is of it should it have failed.
         drop(qmp);
@@ -163,6 +163,8 @@ struct Taken {
     plan: Option<Plan>,
     /// Whether the node keeps bitmaps when the machine ends: only one format does.
     persistent: bool,
+    /// Whether it was unmade.
+    unmade: bool,
     /// Where scratch file and socket are.
     folder: TempDir,
 }
@@ -175,7 +177,7 @@ impl Taken {
             .map_err(|error| VaultError::io("noting", &note, error))?;
         let persistent = disk.drv == "qcow2" && !disk.ro;
         let (socket, node) = (socket.to_owned(), disk.node_name.clone());
-        Ok(Self { socket, node, own: Own::new(), plan, persistent, folder })
+        Ok(Self { socket, node, own: Own::new(), plan, persistent, unmade: false, folder })
     }
 
     /// The name of one of the things made; QEMU takes at most 31 bytes.
@@ -254,10 +256,11 @@ impl Taken {
     }
 
     /// Unmakes the snapshot, and removes the bitmaps that are of no more use.
-    fn end(&self, committed: Option<BackupId>) -> VaultResult<()> {
+    fn end(&mut self, committed: Option<BackupId>) -> VaultResult<()> {
         let mut qmp = Qmp::connect(&self.socket)?;
         let mine = format!("{PREFIX}{}-", self.own);
         clear(&mut qmp, |name| name.starts_with(&mine))?;
+        self.unmade = true;
         let (Some(plan), Some(backup)) = (&self.plan, committed) else { return Ok(()) };
         let node = &self.node;
         if backup != plan.next.backup {
@@ -296,24 +299,18 @@ impl Connection {
             .map_err(|error| VaultError::io("opening", &self.socket, error))?;
         let bitmap = self.by.as_ref().is_some_and(Result::is_ok).then_some(self.now.as_str());
         let mut export = Export::new(&self.monitor, stream, EXPORT, bitmap, PATIENCE)?;
-        let hint = match self.by {
-            None => Hint::None,
-            Some(Err(reason)) => Hint::Doubted(reason),
-            Some(Ok(record)) => {
-                let extents = export.marked();
-                let extents =
-                    extents.map_err(|error| failed("reading what changed in", &self.monitor, error))?;
-                Hint::Changed(Changes { since: record.backup, extents })
-            }
-        };
+        let hint = track::hint(self.by, |_| {
+            export.marked().map_err(|error| failed("reading what changed in", &self.monitor, error))
+        })?;
         Ok((export, hint))
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        // Nothing is left where it was ended well.
-        if let Err(error) = self.end(None) {
+        if !self.unmade
+            && let Err(error) = self.end(None)
+        {
             warn!(%error, "a snapshot of a running machine stays; the next backup of it removes that");
         }
     }

@@ -9,6 +9,7 @@ mod leftovers;
 mod lvm;
 mod machine;
 mod notes;
+mod orders;
 mod owner;
 mod qemu;
 mod qemu_image;

@@ -17,7 +17,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use rustix::process::geteuid;
-use strongroom_vault::backup::{Changes, Device, Hint, RegionRead, Source};
+use strongroom_vault::backup::{Device, RegionRead, Source};
 use strongroom_vault::{VaultError, VaultResult};
 use tempfile::TempDir;
 use tracing::{debug, warn};
@@ -26,6 +26,7 @@ use super::export::{Export, PATIENCE};
 use super::leftovers::end_servers;
 use super::{
     HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, bitmap, failed, machine, owner,
+    track,
 };
 
 /// What folders of sockets are called, before the number of their process.
@@ -86,20 +87,16 @@ impl HostBackend for Image {
             return Ok(Snapshot::new(Source::device(&image, Box::new(open)), Reading::Qemu));
         };
         let plan = bitmap::Plan::of(&bitmap::found_in(&image)?, tracking);
-        let mut by = plan.by.clone();
+        let by = plan.by.clone();
         let begun = bitmap::begin(&plan, &image);
         if let Err(error) = &begun {
             warn!(%error, "the image can't take note of what changes: the next backup will read all of it");
         }
         let bitmap = by.as_ref().ok().map(ToString::to_string);
         let mut open = Open::new(&self.format, &image, bitmap.as_deref())?;
-        let hint = match &mut by {
-            Ok(record) => match open.export.marked() {
-                Ok(extents) => Hint::Changed(Changes { since: record.backup, extents }),
-                Err(error) => return Err(failed("reading what changed in", &image, error)),
-            },
-            Err(reason) => Hint::Doubted(std::mem::take(reason)),
-        };
+        let hint = track::hint(Some(by), |_| {
+            open.export.marked().map_err(|error| failed("reading what changed in", &image, error))
+        })?;
         let mut snapshot = Snapshot::new(Source::device(&image, Box::new(open)).hinted(hint), Reading::Qemu);
         snapshot.backup = Some(tracking.backup);
         snapshot.leave = Leave::with(move |committed| match begun {

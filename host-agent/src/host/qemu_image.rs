@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use strongroom_vault::restore::{Destination, IncompleteFile};
+use strongroom_vault::restore::{Destination, IncompleteFile, folder_of};
 use strongroom_vault::{VaultError, VaultResult};
 
 use super::destination::Connection;
@@ -27,7 +27,7 @@ pub fn make(
     let name = path.file_name().ok_or_else(|| {
         VaultError::Invalid(format!("{}: names no file; give the name of a new file", path.display()))
     })?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     // From the root on: qemu takes what comes before a colon in another path for a protocol.
     let folder = folder.canonicalize().map_err(|error| VaultError::io("creating", path, error))?;
     let file = IncompleteFile::create(&folder.join(name), overwrite)?;

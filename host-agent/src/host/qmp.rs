@@ -1,20 +1,18 @@
-//! QEMU's machine protocol (qemu, `docs/interop/qmp-spec.rst`): a JSON object a line, over a Unix socket.
+//! QEMU's machine protocol (qemu, `docs/interop/qmp-spec.rst`).
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use strongroom_vault::{VaultError, VaultResult};
+use strongroom_vault::VaultResult;
 
 use super::failed;
+use super::orders::Orders;
 
 /// The longest answer, bytes: a machine with hundreds of disks.
 const MAX_LINE_BYTES: u64 = 16 << 20;
-/// How long an answer may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// How long jobs may take to end that were told to.
 const JOB_PATIENCE: Duration = Duration::from_secs(60);
 /// Lines other than the answer that may come before it: events.
@@ -22,10 +20,7 @@ const MAX_EVENTS: usize = 100_000;
 
 /// A connection to a machine's monitor.
 #[derive(Debug)]
-pub struct Qmp {
-    stream: BufReader<UnixStream>,
-    socket: PathBuf,
-}
+pub struct Qmp(Orders);
 
 impl Qmp {
     /// Connects to a monitor; a monitor has time for one at once.
@@ -33,12 +28,8 @@ impl Qmp {
     /// # Errors
     /// `Io`.
     pub fn connect(socket: &Path) -> VaultResult<Self> {
-        let io = |error| VaultError::io("connecting to", socket, error);
-        let stream = UnixStream::connect(socket).map_err(io)?;
-        stream.set_read_timeout(Some(PATIENCE)).map_err(io)?;
-        stream.set_write_timeout(Some(PATIENCE)).map_err(io)?;
-        let mut qmp = Self { stream: BufReader::new(stream), socket: socket.to_owned() };
-        let greeting = qmp.line().map_err(|error| {
+        let mut orders = Orders::connect(socket, MAX_LINE_BYTES)?;
+        let greeting = orders.line().map_err(|error| {
             failed(
                 "connecting to",
                 socket,
@@ -48,35 +39,34 @@ impl Qmp {
         if greeting.get("QMP").is_none() {
             return Err(failed("connecting to", socket, "it is no QMP monitor"));
         }
+        let mut qmp = Self(orders);
         qmp.run("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
     /// The socket, for what its other end is.
     pub fn stream(&self) -> &UnixStream {
-        self.stream.get_ref()
+        self.0.stream()
     }
 
     /// Has a command run, and gives what it returns.
     ///
     /// # Errors
     /// `Io`, with the machine's words.
+    #[expect(clippy::needless_pass_by_value, reason = "made for the call")]
     pub fn run(&mut self, command: &str, arguments: Value) -> VaultResult<Value> {
-        let mut line = json!({ "execute": command, "arguments": arguments }).to_string();
-        line.push('\n');
-        let io = |error| VaultError::io("asking", &self.socket, error);
-        self.stream.get_mut().write_all(line.as_bytes()).map_err(io)?;
+        self.0.give(command, &arguments)?;
         for _ in 0..MAX_EVENTS {
-            let mut answer = self.line()?;
+            let mut answer = self.0.line()?;
             if let Some(returned) = answer.get_mut("return") {
                 return Ok(returned.take());
             }
             if let Some(error) = answer.get("error") {
                 let why = error["desc"].as_str().unwrap_or("it does not say why");
-                return Err(failed("asking", &self.socket, format!("{command}: {why}")));
+                return Err(self.0.failed(format!("{command}: {why}")));
             }
         }
-        Err(failed("asking", &self.socket, format!("{command}: there is no end of events")))
+        Err(self.0.failed(format!("{command}: there is no end of events")))
     }
 
     /// Ends jobs, and waits until they have.
@@ -94,7 +84,7 @@ impl Qmp {
                 return Ok(());
             }
             if begun.elapsed() > JOB_PATIENCE {
-                return Err(failed("asking", &self.socket, format!("the job {} does not end", meant[0])));
+                return Err(self.0.failed(format!("the job {} does not end", meant[0])));
             }
             for id in meant {
                 // It may be on its way out, and take no more orders.
@@ -103,15 +93,5 @@ impl Qmp {
             }
             sleep(Duration::from_millis(20));
         }
-    }
-
-    fn line(&mut self) -> VaultResult<Value> {
-        let mut line = Vec::new();
-        let read = (&mut self.stream).take(MAX_LINE_BYTES).read_until(b'\n', &mut line);
-        read.map_err(|error| VaultError::io("asking", &self.socket, error))?;
-        if line.last() != Some(&b'\n') {
-            return Err(failed("asking", &self.socket, "it hung up, or says too much at once"));
-        }
-        serde_json::from_slice(&line).map_err(|error| failed("understanding", &self.socket, error))
     }
 }

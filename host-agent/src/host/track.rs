@@ -10,6 +10,7 @@ use std::str::FromStr;
 
 use strongroom_format::chunker::REGION_BYTES;
 use strongroom_format::ids::{BackupId, VolumeTag};
+use strongroom_vault::backup::{Changes, Hint};
 use strongroom_vault::{Target, VaultResult};
 
 /// After so many backups in a row that read only what changed, one reads all.
@@ -106,6 +107,21 @@ impl Tracking {
     pub fn is_stale(&self, record: &Record) -> bool {
         record.volume == self.volume && Some(record.backup) != self.parent && record.backup != self.backup
     }
+}
+
+/// What is known of what changed since a record, if one is gone by; without one, why all is to be read, if anybody asked.
+///
+/// # Errors
+/// Those of finding out.
+pub fn hint(
+    by: Option<Result<Record, String>>,
+    changes: impl FnOnce(&Record) -> VaultResult<Vec<Range<u64>>>,
+) -> VaultResult<Hint> {
+    Ok(match by {
+        None => Hint::None,
+        Some(Err(reason)) => Hint::Doubted(reason),
+        Some(Ok(record)) => Hint::Changed(Changes { since: record.backup, extents: changes(&record)? }),
+    })
 }
 
 /// What changed, by the regions that are read in full if anything in them did: so it takes little memory, however scattered it is.

@@ -11,13 +11,13 @@ use std::path::{Path, PathBuf};
 
 use strongroom_format::ids::BackupId;
 use strongroom_vault::VaultResult;
-use strongroom_vault::backup::{Changes, Hint, Source};
+use strongroom_vault::backup::{Hint, Source};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
 use super::owner::{self, Own};
 use super::tools::{Tool, is_plain, wait_for};
-use super::track::{Extents, Record};
+use super::track::{self, Extents, Record};
 use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed};
 
 const PACKAGE: &str = "the package zfsutils-linux, zfs-utils or zfs";
@@ -171,14 +171,10 @@ impl Zvol {
         let device = PathBuf::from("/dev/zvol").join(clone);
         wait_for(&device)?;
         let source = Source::open(&device)?.named(Path::new(&self.name));
-        let hint = match by {
-            None => Hint::None,
-            Some(Err(reason)) => Hint::Doubted(reason),
-            Some(Ok(record)) => match self.changes(&record, name, source.size_bytes().unwrap_or_default()) {
-                Ok(extents) => Hint::Changed(Changes { since: record.backup, extents }),
-                Err(error) => Hint::Doubted(error.to_string()),
-            },
-        };
+        let size_bytes = source.size_bytes().unwrap_or_default();
+        // Whatever can't be found out is a reason to read all.
+        let hint = track::hint(by, |record| self.changes(record, name, size_bytes))
+            .unwrap_or_else(|error| Hint::Doubted(error.to_string()));
         Ok(source.hinted(hint))
     }
 }

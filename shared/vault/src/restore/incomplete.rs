@@ -87,7 +87,8 @@ impl IncompleteFile {
     }
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a name is in.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 

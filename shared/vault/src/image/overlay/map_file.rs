@@ -18,6 +18,7 @@ use strongroom_format::ids::{BackupId, TargetId};
 use super::BLOCK_BYTES;
 use super::blocks::{BlockSet, PAGE_BLOCKS, PAGE_BYTES};
 use crate::error::{VaultError, VaultResult};
+use crate::restore::folder_of;
 
 const MAGIC: &[u8; 16] = b"strongroom/ovl/1";
 const HASHED_BYTES: usize = 64;
@@ -81,7 +82,7 @@ pub fn open(path: &Path, owner: Owner, size_bytes: u64) -> VaultResult<(File, Ma
 
 /// Gives an overlay that holds all of its volume its last name, and removes the map, which nobody needs any more.
 pub fn retire(path: &Path, to: &Path, overwrite: bool) -> io::Result<()> {
-    let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(to);
     // Nothing that has come there meanwhile is replaced.
     let flags = if overwrite { RenameFlags::empty() } else { RenameFlags::NOREPLACE };
     match renameat_with(CWD, path, CWD, to, flags) {
@@ -140,7 +141,7 @@ fn head(owner: Owner, size_bytes: u64) -> [u8; PAGE_BYTES] {
 
 /// Makes the file appear whole under its name: the overlay exists from then on.
 fn create_map(path: &Path, owner: Owner, size_bytes: u64) -> VaultResult<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(path);
     let pages = size_bytes.div_ceil(BLOCK_BYTES).div_ceil(PAGE_BLOCKS);
     let create = || {
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
@@ -240,7 +241,7 @@ fn open_data(path: &Path, size_bytes: u64, may_create: bool) -> VaultResult<File
             )));
         }
         data.set_len(size_bytes).and_then(|()| data.sync_all()).map_err(io)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(path);
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(io)?;
     }
     Ok(data)
