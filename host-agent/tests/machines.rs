@@ -87,10 +87,14 @@ impl Machine {
         });
         let (mut stream, mut lines) = greeted.unwrap();
         let mut ask = |command: &str| {
-            writeln!(stream, "{}", json!({ "execute": command })).unwrap();
+            // As the program asks: without what lies below each node, which may be about to go.
+            let flat = json!({ "flat": true });
+            let arguments = if command == "query-named-block-nodes" { flat } else { json!({}) };
+            writeln!(stream, "{}", json!({ "execute": command, "arguments": arguments })).unwrap();
             loop {
                 let mut answer: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
                 if answer.get("event").is_none() {
+                    assert!(answer.get("return").is_some(), "{command}: {answer}");
                     return answer["return"].take();
                 }
             }
