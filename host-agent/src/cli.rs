@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use strongroom_catalog::retention::Rate;
+use strongroom_fleet::volume::Member;
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_vault::restore::DEFAULT_FETCHES;
 
@@ -103,11 +104,22 @@ pub enum Command {
     /// Makes and looks after targets and their keys
     #[command(subcommand)]
     Target(TargetCommand),
-    /// Backs up a file, a block device, or standard input
+    /// Backs up a file, a block device, or standard input; several volumes of one machine as of one moment
+    #[command(
+        after_help = "Volumes that are backed up together are snapshotted in one moment: by a running machine (disks of one socket), a pool \
+                      of ZFS, or anywhere while the guest stands still (--guest-agent). Each has a backup of its own; all name one \
+                      group, which `strongroom ls --group` lists.\n\n\
+                      Examples:\n  \
+                      strongroom backup /var/lib/images/vm1.img --volume vm1\n  \
+                      strongroom backup qemu:qcow2:vm1.qcow2 --volume vm1 --track-changes\n  \
+                      strongroom backup zfs:tank/vms/db --volume db --with db-log=zfs:tank/vms/log\n  \
+                      strongroom backup qmp:/run/vm1.qmp:disk0 --volume vm1 --with vm1-data=qmp:/run/vm1.qmp:disk1\n  \
+                      pg_dump db | strongroom backup - --volume db-dump"
+    )]
     Backup(BackupArgs),
     /// Restores a backup, whole or a range of it
     #[command(
-        after_help = "A file or image appears when it is complete. A device or export that is there is written over, from its start on; \
+        after_help = "A file, an image or a new volume appears when it is complete. A device or export that is there is written over, from its start on; \
                       one that is in use is refused. If that fails, the error says that it is INCOMPLETE, and its first 8 MiB \
                       are zeros.\n\n\
                       Examples:\n  \
@@ -115,6 +127,7 @@ pub enum Command {
                       strongroom restore vm1@latest /dev/vg0/vm1\n  \
                       strongroom restore vm1@latest qemu:qcow2:/var/lib/images/vm1.qcow2\n  \
                       strongroom restore vm1@latest 'nbd+unix:///disk?socket=/run/qsd.sock'\n  \
+                      strongroom restore vm1@latest lvm-thin:vg0/pool/vm1-restored\n  \
                       strongroom restore vm1@latest mbr --range 0+512"
     )]
     Restore(RestoreArgs),
@@ -296,9 +309,16 @@ pub struct BackupArgs {
     /// The volume's name in the target
     #[arg(long, value_name = "NAME")]
     pub volume: String,
+    /// Another volume that is snapshotted in the same moment and backed up with it; may be given several times
+    #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_member)]
+    pub with: Vec<Member>,
     /// Another chunker than the target's, for this volume
     #[arg(long, value_name = "CHUNKER")]
     pub chunker: Option<ChunkerParams>,
+    /// Takes it as said that nothing writes to the volumes while snapshots are made, as after a service was stopped: those of --with
+    /// need nothing then that makes them in one moment
+    #[arg(long, conflicts_with = "guest_agent")]
+    pub quiesced: bool,
     /// Reads the source as it is, without a snapshot and even if it is written to meanwhile: what is backed up then is there
     /// as of different moments
     #[arg(long)]
@@ -332,7 +352,7 @@ pub struct RestoreArgs {
     /// A backup's id, a unique prefix of it, or VOLUME@latest
     pub backup: String,
     /// A file, a block device, or - for standard output; qemu:FORMAT:FILE for a new image in another format, such as
-    /// qemu:qcow2:vm.qcow2; nbd+unix:///NAME?socket=PATH for an export
+    /// qemu:qcow2:vm.qcow2; nbd+unix:///NAME?socket=PATH for an export; lvm-thin:VG/POOL/LV or zfs:POOL/VOLUME for a new volume
     pub destination: RestoreTo,
     /// Only these bytes of the volume: START-END (END excluded) or START+LENGTH
     #[arg(long, value_name = "RANGE", value_parser = parse_range)]
@@ -418,6 +438,9 @@ pub struct LsArgs {
     /// Only this volume
     #[arg(long, value_name = "NAME")]
     pub volume: Option<String>,
+    /// Only those of this group, backed up together: its id, or a prefix of that
+    #[arg(long, value_name = "ID")]
+    pub group: Option<String>,
     /// Those in the trash instead
     #[arg(long)]
     pub trash: bool,
@@ -665,6 +688,9 @@ pub enum RequestCommand {
         /// The host whose agent reads it
         #[arg(long, value_name = "NAME")]
         on_host: String,
+        /// Another volume of the host that is snapshotted in the same moment and backed up with it; may be given several times
+        #[arg(long, value_name = "NAME=SOURCE", value_parser = parse_member)]
+        with: Vec<Member>,
         /// Another chunker than the target's
         #[arg(long, value_name = "CHUNKER")]
         chunker: Option<ChunkerParams>,
@@ -815,6 +841,12 @@ pub fn parse_rate(text: &str) -> Result<Rate, String> {
     let removals = removals.parse().map_err(|_| bad())?;
     let period_ms = NonZeroU64::new(parse_duration(period)?.0).ok_or_else(bad)?;
     Ok(Rate { removals, period_ms })
+}
+
+fn parse_member(text: &str) -> Result<Member, String> {
+    let parts = text.split_once('=').filter(|(volume, source)| !volume.is_empty() && !source.is_empty());
+    let (volume, source) = parts.ok_or_else(|| format!("'{text}' is no NAME=SOURCE"))?;
+    Ok(Member { volume: volume.to_owned(), source: source.to_owned() })
 }
 
 fn parse_range(text: &str) -> Result<Range<u64>, String> {

@@ -63,6 +63,38 @@ fn scripts_get_ids_json_and_exit_codes() {
 }
 
 #[test]
+fn volumes_that_go_together_are_one_group() {
+    let place = Place::new();
+    let (data, log) = (noise(2_000_000, 1), noise(900_000, 2));
+    let data_file = place.file("data", &data);
+    let with = format!("log={}", place.file("log", &log));
+    let args = ["backup", &data_file, "--volume", "data", "--with", &with, "--quiesced", "--json"];
+    let printed = place.ran(&args);
+    let events: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let backups: Vec<&Value> = events.iter().filter(|event| event["event"] == "backup").collect();
+    // The one that stands for all comes last.
+    assert_eq!((&backups[0]["volume"], &backups[1]["volume"]), (&Value::from("log"), &Value::from("data")));
+    assert!(backups[0]["group"] == backups[1]["group"] && backups[0]["group"]["members"] == 2, "{printed}");
+    assert!(place.restored("data@latest") == data && place.restored("log@latest") == log);
+    let alone = place.back_up(&place.path("data"), "data");
+    let group = backups[0]["group"]["id"].as_str().unwrap();
+    let listed: Value = serde_json::from_str(&place.ran(&["ls", "--group", &group[..8], "--json"])).unwrap();
+    assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+    assert!(place.ran(&["show", "log@latest"]).contains(&format!("{group} of 2 backups")));
+    let shown: Value = serde_json::from_str(&place.ran(&["show", &alone, "--json"])).unwrap();
+    assert_eq!(shown["group"], Value::Null);
+    // Manifests alone tell it, too.
+    std::fs::remove_file(place.path("target/root")).unwrap();
+    place.ran(&["index", "rebuild"]);
+    assert_eq!(place.ran(&["ls", "--group", group]).lines().count(), 2);
+    for wrong in ["data=elsewhere", "x", "=x", "x=", "bad@name=x", "new=-"] {
+        let refused = place.run(&["backup", &data_file, "--volume", "data", "--with", wrong, "--quiesced"]);
+        assert_eq!(code(&refused), 2, "{wrong}: {}", String::from_utf8_lossy(&refused.stderr));
+    }
+    place.verified();
+}
+
+#[test]
 fn keys_are_rotated_and_recovered() {
     let place = Place::new();
     let (image, bytes) = (place.path("image"), noise(100_000, 2));

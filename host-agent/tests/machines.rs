@@ -33,11 +33,17 @@ struct Machine {
 
 impl Machine {
     fn start(place: &Place, image: &str) -> Self {
+        Self::start_with(place, image, &[])
+    }
+
+    /// Starts one with further arguments, which are taken before the first disk can be written to.
+    fn start_with(place: &Place, image: &str, more: &[String]) -> Self {
         let (disk, socket) = (place.path("disk"), place.path("qmp"));
         File::create(&disk).unwrap();
         let daemon = Command::new("qemu-storage-daemon")
             .args(["--chardev", &format!("socket,id=qmp,path={},server=on,wait=off", socket.display())])
             .args(["--monitor", "chardev=qmp"])
+            .args(more)
             .args(["--blockdev", &format!("driver=file,node-name=file0,filename={image}")])
             .args(["--blockdev", "driver=qcow2,node-name=disk0,file=file0"])
             .arg("--export")
@@ -229,6 +235,76 @@ fn of_a_machine_that_writes_all_the_time_one_moment_is_backed_up() {
     assert_eq!(machine.left(), (Vec::new(), 1));
     back_up(&place, &machine.source());
     assert!(place.restored("v@latest") == machine.content());
+    place.verified();
+}
+
+/// Numbers are written in turn to two disks: what is restored of both is what was there at one moment.
+#[test]
+#[ignore = "needs root, /dev/fuse and qemu-storage-daemon"]
+fn disks_of_a_machine_are_backed_up_as_of_one_moment() {
+    const BLOCKS: u64 = 300;
+    let place = Place::new();
+    let (second, second_disk) = (place.path("second").display().to_string(), place.path("second-disk"));
+    ran("qemu-img", &["create", "-q", "-f", "qcow2", &second, &DISK_LEN.to_string()]);
+    File::create(&second_disk).unwrap();
+    let more = [
+        "--blockdev".to_owned(),
+        format!("driver=file,node-name=file1,filename={second}"),
+        "--blockdev".to_owned(),
+        "driver=qcow2,node-name=disk1,file=file1".to_owned(),
+        "--export".to_owned(),
+        format!("type=fuse,id=guest1,node-name=disk1,mountpoint={},writable=on", second_disk.display()),
+    ];
+    let machine = Machine::start_with(&place, &image(&place), &more);
+    let disks = [machine.open(), OpenOptions::new().read(true).write(true).open(&second_disk).unwrap()];
+    let offset = |number: u64| number / 2 % BLOCKS * (DISK_LEN as u64 / BLOCKS / 512 * 512);
+    let written = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let writer = {
+        let (stop, written) = (Arc::clone(&stop), Arc::clone(&written));
+        std::thread::spawn(move || {
+            for number in 1_u64.. {
+                let disk = &disks[usize::from(number % 2 == 1)];
+                disk.write_all_at(&number.to_le_bytes(), offset(number)).unwrap();
+                written.store(number, Ordering::SeqCst);
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+            }
+        })
+    };
+    let source = machine.source();
+    let with = format!("w=qmp:{}:disk1", machine.socket.display());
+    let args = ["backup", &source, "--volume", "v", "--with", &with, "--track-changes", "--json"];
+    for round in 0..6_u64 {
+        let before = written.load(Ordering::SeqCst);
+        while written.load(Ordering::SeqCst) < before.max(4 * BLOCKS) + BLOCKS {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if round % 2 == 1 {
+            let mut command = place.command(&args);
+            let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            std::thread::sleep(Duration::from_millis(40 * round));
+            killed.kill().unwrap();
+            killed.wait().unwrap();
+        }
+        let printed = place.ran(&args);
+        let events: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let of = |volume: &str| events.iter().find(|event| event["volume"] == volume).unwrap();
+        assert!(of("v")["group"]["id"].is_string() && of("v")["group"] == of("w")["group"], "{printed}");
+        let restored = [place.restored("v@latest"), place.restored("w@latest")];
+        let number = |number: u64| {
+            let at = usize::try_from(offset(number)).unwrap();
+            u64::from_le_bytes(*restored[usize::from(number % 2 == 1)][at..].first_chunk().unwrap())
+        };
+        let mut numbers: Vec<u64> = (0..2 * BLOCKS).map(number).collect();
+        numbers.sort_unstable();
+        let expected: Vec<u64> = (numbers[0]..numbers[0] + 2 * BLOCKS).collect();
+        assert!(numbers == expected, "round {round}: of different moments: {numbers:?}");
+    }
+    stop.store(true, Ordering::SeqCst);
+    writer.join().unwrap();
+    assert_eq!(machine.left(), (Vec::new(), 1));
     place.verified();
 }
 

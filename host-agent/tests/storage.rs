@@ -131,6 +131,8 @@ fn lvm() -> Storage {
     let table = json!({
         "db": { "vg": "strongroom-test-vg", "origin": "", "pool_lv": "thin-pool", "thin_id": "4" },
         "thick": { "vg": "strongroom-test-vg", "origin": "", "pool_lv": "", "thin_id": "" },
+        "thin-pool": { "vg": "strongroom-test-vg", "origin": "", "pool_lv": "", "thin_id": "", "zero": "zero" },
+        "stale-pool": { "vg": "strongroom-test-vg", "origin": "", "pool_lv": "", "thin_id": "", "zero": "" },
     });
     Storage::new("lvm-thin:strongroom-test-vg/db", &table, "db", &["/dev/strongroom-test-vg"])
 }
@@ -150,7 +152,7 @@ fn a_thin_volume_is_read_from_a_snapshot() {
     let storage = lvm();
     storage.back_up(&[]);
     let expected = [
-        "lvs --reportformat json -o lv_name,origin,pool_lv,thin_id -- …",
+        "lvs --reportformat json -o lv_name,origin,pool_lv,thin_id,zero -- …",
         "lvcreate --snapshot --setactivationskip n --activate y --permission r --name … -- …",
         "lvremove --yes -- …",
     ];
@@ -203,6 +205,108 @@ fn of_storage_with_snapshots_only_what_changed_is_read() {
         assert!(!storage.place.path("state/reserved").exists(), "the pool's metadata stay reserved");
         storage.place.verified();
     }
+}
+
+/// What one command snapshots is of one moment.
+#[test]
+#[ignore = "needs root and Python"]
+fn zvols_of_one_pool_are_snapshotted_together() {
+    let storage = zfs();
+    let table = json!({
+        "tank/vms/db": { "kind": "volume", "file": "tank_vms_db" },
+        "tank/log": { "kind": "volume", "file": "tank_log" },
+    });
+    storage.place.file("state/table.json", table.to_string().as_bytes());
+    let log = noise(12 * MIB, 22);
+    std::fs::write(storage.place.path("state/volumes/tank_log"), &log).unwrap();
+    for track in [&[][..], &["--track-changes"], &["--track-changes"]] {
+        let event = storage.back_up(&[&["--with", "log=zfs:tank/log"], track].concat());
+        assert!(storage.place.restored("log@latest") == log);
+        let group = event["group"]["id"].as_str().unwrap();
+        let listed: Value =
+            serde_json::from_str(&storage.place.ran(&["ls", "--group", group, "--json"])).unwrap();
+        assert_eq!(listed.as_array().unwrap().len(), 2, "{listed}");
+        let commands = storage.commands();
+        let taken: Vec<_> = commands.iter().filter(|line| line.starts_with("zfs snapshot")).collect();
+        assert_eq!(taken, ["zfs snapshot tank/log@… tank/vms/db@…"]);
+        assert_eq!(storage.left(), 2 * track.len());
+    }
+    let apart = storage.run(&["--with", "other=zfs:pond/log"]);
+    assert_eq!(code(&apart), 2);
+    storage.place.verified();
+}
+
+/// Restores a volume to a new one, and looks at what is there then.
+fn is_made_anew(storage: &Storage, destination: &str, name: &str, made: &[&str]) {
+    storage.back_up(&[]);
+    let content = std::fs::read(&storage.file).unwrap();
+    let files = storage.place.path("state/volumes");
+    let holds = |file: &str| std::fs::read(files.join(file)).unwrap()[..content.len()] == content;
+    let restore = |more: &[&str]| {
+        storage.command(&[&["restore", "v@latest", destination], more].concat()).output().unwrap()
+    };
+    storage.commands();
+    let output = restore(&[]);
+    assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(storage.commands(), made);
+    assert!(holds(name));
+    let refused = restore(&[]);
+    assert_eq!(code(&refused), 4, "it exists: {}", String::from_utf8_lossy(&refused.stderr));
+    // Whatever moment it is killed at, what has the name is complete, and no other that is not stays.
+    let mut killed = 0;
+    for calls in 1.. {
+        storage.commands();
+        let order = storage.place.file("state/kill-after", calls.to_string().as_bytes());
+        let output = restore(&["--overwrite"]);
+        std::fs::remove_file(order).unwrap();
+        if output.status.success() {
+            break;
+        }
+        assert_eq!(output.status.signal(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
+        killed += 1;
+        let rows = std::fs::read_to_string(storage.place.path("state/table.json")).unwrap();
+        assert!(rows.contains("strongroom-replaced-") || holds(name), "killed after {calls} commands");
+        let output = restore(&["--overwrite"]);
+        assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(holds(name), "killed after {calls} commands");
+        let rows = std::fs::read_to_string(storage.place.path("state/table.json")).unwrap();
+        assert!(!rows.contains("strongroom-once-"), "killed after {calls} commands: {rows}");
+    }
+    assert!(killed > 4, "{killed}");
+}
+
+#[test]
+#[ignore = "needs root and Python"]
+fn a_volume_is_restored_to_a_new_thin_one() {
+    let storage = lvm();
+    let made = [
+        "lvs --noheadings -o vg_name,lv_name",
+        "lvs --reportformat json -o lv_name,origin,pool_lv,thin_id,zero -- …",
+        "lvs --reportformat json -o lv_name,origin,pool_lv,thin_id,zero -- …",
+        "lvcreate --type thin --setactivationskip n --activate y --virtualsize 41943040b --thinpool thin-pool --name … -- …",
+        "lvrename -- … … new",
+    ];
+    is_made_anew(&storage, "lvm-thin:strongroom-test-vg/thin-pool/new", "new", &made);
+    // What a pool gives that does not zero what it gives is written over.
+    let destination = "lvm-thin:strongroom-test-vg/stale-pool/other";
+    assert!(storage.command(&["restore", "v@latest", destination]).status().unwrap().success());
+    let restored = std::fs::read(storage.place.path("state/volumes/other")).unwrap();
+    assert!(restored[..40 * MIB] == std::fs::read(&storage.file).unwrap());
+    let nowhere = "lvm-thin:strongroom-test-vg/no-pool/x";
+    assert_eq!(code(&storage.command(&["restore", "v@latest", nowhere]).output().unwrap()), 2);
+}
+
+#[test]
+#[ignore = "needs root and Python"]
+fn a_volume_is_restored_to_a_new_zvol() {
+    let storage = zfs();
+    let made = [
+        "zfs list -H -d 1 -t volume -o name tank/vms",
+        "zfs list -H -o name tank/vms/new",
+        "zfs create -s -V 41943040 tank/vms/…",
+        "zfs rename tank/vms/… tank/vms/new",
+    ];
+    is_made_anew(&storage, "zfs:tank/vms/new", "tank_vms_new", &made);
 }
 
 /// Issue: also after SIGKILL: leftovers are found and removed.

@@ -197,6 +197,34 @@ fn a_volume_with_a_cron_line_is_backed_up_kept_and_restored_with_nobody_looking(
 }
 
 #[test]
+fn volumes_that_go_together_are_backed_up_and_thinned_out_together() {
+    let agent = "hooks.before = [\"true\"]\n";
+    let volume =
+        "[volumes.db]\nsource = \"IMAGES/db.img\"\nwith.db-log = \"IMAGES/log.img\"\nkeep-last = 1\n";
+    let fleet = Fleet::with("", agent, volume);
+    let (data, log) = (noise(1 << 20, 1), noise(1 << 19, 2));
+    fleet.image("db.img", &data);
+    fleet.image("log.img", &log);
+    let process = fleet.start();
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    fleet.ran(&["request", "backup", "db", "--wait"]);
+    fleet.settle();
+    for volume in ["db", "db-log"] {
+        let kept = fleet.ran(&["ls", "--volume", volume]);
+        assert_eq!(kept.lines().count(), 1, "retention follows each backup: {kept}");
+    }
+    let listed: Value = serde_json::from_str(&fleet.ran(&["ls", "--json"])).unwrap();
+    assert!(listed[0]["group"]["members"] == 2 && listed[0]["group"] == listed[1]["group"], "{listed}");
+    let run = fleet.runs(is_backup).pop().unwrap();
+    assert_eq!(run["run"]["state"]["succeeded"]["result"]["logical_bytes"], 3 << 19, "{run}");
+    let put = ["request", "volume-put", "db", "--on-host", "test-host", "--source", "x", "--with", "db=y"];
+    assert_eq!(fleet.run(&put).status.code(), Some(2), "with itself");
+    stop(process);
+    assert!(fleet.place.restored("db@latest") == data && fleet.place.restored("db-log@latest") == log);
+    assert_eq!(fleet.dead_letters(), Vec::<String>::new());
+}
+
+#[test]
 fn requests_that_come_again_are_one_and_poison_is_buried_with_the_reason() {
     let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\n");
     fleet.image("db.img", &noise(1 << 20, 2));

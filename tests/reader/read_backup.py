@@ -136,9 +136,10 @@ def parse(packed, what):
         raise Refused(f"{what}: {error}") from None
 
 
-def fields(value, keys, what):
-    """Checks that a map has just these keys, and returns it."""
-    check(isinstance(value, dict) and set(value) == set(keys.split()), f"{what}: not the fields it should have")
+def fields(value, keys, what, optional=""):
+    """Checks that a map has just these keys, some of which may be absent, and returns it."""
+    known = isinstance(value, dict) and set(value) - set(optional.split()) == set(keys.split())
+    check(known, f"{what}: not the fields it should have")
     return value
 
 
@@ -281,7 +282,10 @@ class Target:
             "backup volume host source created size_bytes chunker session incarnation base_epoch parent segments runs"
             " new_packs new_indexes stats",
             key,
+            optional="group",
         )
+        if "group" in manifest:
+            fields(manifest["group"], "id members", key)
         check(manifest["backup"] == backup, f"{key}: describes another backup")
         for segment in manifest["segments"]:
             fields(segment, "id inherited", key)

@@ -124,6 +124,7 @@ impl World {
             uploads: 2,
             ignore_parent: false,
             backup: None,
+            group: None,
         }
     }
 

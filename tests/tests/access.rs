@@ -321,6 +321,7 @@ impl Fleet {
                     uploads: 1,
                     ignore_parent: false,
                     backup: None,
+                    group: None,
                 };
                 let committer = QueueCommitter::new(Arc::clone(&service.outbox), None);
                 let source = Source::memory("volume", bytes);
@@ -389,6 +390,7 @@ fn spec(schedule: bool, keep_last: u32) -> Box<VolumeSpec> {
     Box::new(VolumeSpec {
         host: "hv".to_owned(),
         source: "/dev/volume".to_owned(),
+        with: Vec::new(),
         target: None,
         chunker: None,
         schedule: schedule.then_some(every_minute),

@@ -105,6 +105,7 @@ async fn a_backup_that_was_requested_counts_for_the_recovery_point_objective() {
     let spec = VolumeSpec {
         host: "h".to_owned(),
         source: "/dev/x".to_owned(),
+        with: Vec::new(),
         target: None,
         chunker: None,
         schedule: None,

@@ -42,6 +42,7 @@ async fn prepared(target: &Target, volume: &str, change: impl FnOnce(&mut Manife
         new_packs: [].into_iter().collect(),
         new_indexes: Vec::new(),
         stats: BackupStats::default(),
+        group: None,
     };
     change(&mut manifest);
     let key = ObjectKey::Manifest(manifest.backup);

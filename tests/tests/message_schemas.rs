@@ -121,10 +121,10 @@ fn schemas_and_types_take_and_refuse_the_same() {
         let written: Value = serde_json::from_str(&written).unwrap();
         assert!(schemas.takes(kind, &example), "{example}");
         assert!(schemas.takes(kind, &written), "{written}");
-        if let Ok(Wanted::VolumePut { spec, .. }) =
+        if let Ok(Wanted::VolumePut { volume, spec }) =
             Request::from_json(&example.to_string()).map(|request| request.request)
         {
-            assert_eq!(spec.check(), Ok(()));
+            assert_eq!(spec.check(&volume), Ok(()));
         }
         for message in spoiled(&example) {
             let read = read(kind, &message.to_string());

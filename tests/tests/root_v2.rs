@@ -259,6 +259,7 @@ async fn fleet(world: &World, store: &DirectoryStore) {
     let spec = VolumeSpec {
         host: host.clone(),
         source: "/dev/vg0/v".to_owned(),
+        with: Vec::new(),
         target: Some("far".to_owned()),
         chunker: Some("fixed:64KiB".parse().unwrap()),
         schedule: Some(Schedule {
@@ -274,7 +275,7 @@ async fn fleet(world: &World, store: &DirectoryStore) {
         }),
         rpo_ms: Some(DAY_MS),
     };
-    spec.check().unwrap();
+    spec.check("v").unwrap();
     let settings = FleetSettings {
         hosts: BTreeMap::from([(host.clone(), Host { added: at })]),
         targets: BTreeMap::from([(
@@ -299,6 +300,7 @@ async fn fleet(world: &World, store: &DirectoryStore) {
         volume: "v".to_owned(),
         host,
         source: "/dev/vg0/v".to_owned(),
+        with: Vec::new(),
         target: None,
         chunker: Some("fixed:64KiB".parse().unwrap()),
     };

@@ -35,6 +35,7 @@ async fn back_up(world: &World, volume: &str, content: Vec<u8>) -> Option<Backup
         uploads: 2,
         ignore_parent: false,
         backup: None,
+        group: None,
     };
     let made = backup(&world.target, source, &options, &Arc::new(Progress::default())).await;
     made.ok().map(|report| report.backup)

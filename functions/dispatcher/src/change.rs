@@ -50,7 +50,7 @@ pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
                     jitter_ms: jitter_ms.unwrap_or(known.jitter_ms),
                     paused: paused.unwrap_or(known.paused),
                 });
-                spec.check().map_err(VaultError::Invalid)?;
+                spec.check(volume).map_err(VaultError::Invalid)?;
                 put_spec(state, spec, now);
                 Ok(())
             })
@@ -91,7 +91,7 @@ pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
 
 async fn put_volume(service: &Service, volume: &str, spec: &VolumeSpec) -> VaultResult<()> {
     check_volume_name(volume).map_err(VaultError::Invalid)?;
-    spec.check().map_err(VaultError::Invalid)?;
+    spec.check(volume).map_err(VaultError::Invalid)?;
     let settings = service.home.settings().await?;
     if !settings.hosts.contains_key(&spec.host) {
         return Err(unknown("host", &spec.host));

@@ -9,11 +9,12 @@ use std::collections::hash_map::Entry;
 
 use jiff::tz::TimeZone;
 use strongroom_catalog::retention::plan;
+use strongroom_catalog::root::{Root, Volume};
 use strongroom_fleet::message::{Message, RunMessage};
 use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_fleet::service::Claimed;
 use strongroom_fleet::shard::{Shard, shard_of};
-use strongroom_fleet::volume::RetentionSpec;
+use strongroom_fleet::volume::{RetentionSpec, VolumeState};
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
 use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::remove::{RetentionRequest, run_retention};
@@ -110,7 +111,7 @@ async fn apply(
     for volume in volumes {
         let spec = match policy {
             Some(policy) => Some((policy.clone(), TimeZone::UTC)),
-            None => spec_of(service, &mut shards, volume, job.target()).await?,
+            None => spec_of(service, &mut shards, &head.root, volume, job.target()).await?,
         };
         let Some((spec, zone)) = spec else { continue };
         let now = service.home.now();
@@ -130,25 +131,38 @@ async fn apply(
     Ok(applied)
 }
 
-/// What the fleet says is to be kept of a volume, and where its days begin. Shards are read once.
+/// What the fleet says is to be kept of a volume, and where its days begin: of one that is backed up together with another, what it says of
+/// that. Shards are read once.
 async fn spec_of(
     service: &Service,
     shards: &mut HashMap<u16, Shard>,
+    root: &Root,
     volume: &str,
     target: Option<&str>,
 ) -> VaultResult<Option<(RetentionSpec, TimeZone)>> {
     let home = &service.home;
-    let number = shard_of(home.sealer(), volume);
-    let shard = match shards.entry(number) {
-        Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(place) => place.insert(home.shard(number).await?.body),
-    };
-    let Some(state) = shard.volumes.get(volume) else {
-        return Ok(None);
-    };
-    let Some(spec) = state.spec.retention.clone().filter(|_| state.spec.target.as_deref() == target) else {
-        return Ok(None);
-    };
-    let zone = state.spec.schedule.as_ref().and_then(|schedule| TimeZone::get(&schedule.zone).ok());
-    Ok(Some((spec, zone.unwrap_or(TimeZone::UTC))))
+    for name in std::iter::once(volume).chain(companions(root, volume)) {
+        let number = shard_of(home.sealer(), name);
+        let shard = match shards.entry(number) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(home.shard(number).await?.body),
+        };
+        let Some(VolumeState { spec, .. }) = shard.volumes.get(name) else { continue };
+        if name != volume && !spec.with.iter().any(|member| member.volume == volume) {
+            continue;
+        }
+        let retention = spec.retention.clone().filter(|_| spec.target.as_deref() == target);
+        let zone = spec.schedule.as_ref().and_then(|schedule| TimeZone::get(&schedule.zone).ok());
+        return Ok(retention.map(|retention| (retention, zone.unwrap_or(TimeZone::UTC))));
+    }
+    Ok(None)
+}
+
+/// The volumes that a volume was last backed up together with.
+fn companions<'a>(root: &'a Root, volume: &str) -> Vec<&'a str> {
+    let backups = root.volumes.get(volume).map(|volume| volume.backups.as_slice()).unwrap_or_default();
+    let Some(group) = backups.iter().rev().find_map(|backup| backup.group) else { return Vec::new() };
+    let has_it = |other: &Volume| other.backups.iter().rev().any(|backup| backup.group == Some(group));
+    let others = root.volumes.iter().filter(|(name, other)| *name != volume && has_it(other));
+    others.map(|(name, _)| name.as_str()).collect()
 }

@@ -162,7 +162,13 @@ impl AgentConfig {
                     .to_owned(),
             ));
         }
-        let path = destination.path();
+        let path = match destination.place() {
+            Place::Path(path) => path,
+            Place::Name(name) if self.destinations.iter().any(|entry| has_name(entry, name)) => {
+                return Ok(destination);
+            }
+            Place::Name(name) => return Err(not_listed("write", "destinations", &name)),
+        };
         let error = |error| VaultError::io("opening", path, error);
         let found = match (path.canonicalize(), path.parent(), path.file_name()) {
             (Ok(found), ..) => found,
@@ -242,6 +248,16 @@ mod tests {
             assert!(named.source(name).is_err(), "{name}");
         }
         assert!(config.destination(&path("new.img")).is_ok());
+        let pools = ["lvm-thin:vg/pool".into(), "zfs:tank/restored".into()];
+        let pools = AgentConfig { destinations: pools.into(), ..AgentConfig::default() };
+        for (name, is_allowed) in [
+            ("lvm-thin:vg/pool/new", true),
+            ("zfs:tank/restored/new", true),
+            ("lvm-thin:vg/pool2/new", false),
+            ("zfs:tank/new", false),
+        ] {
+            assert_eq!(pools.destination(name).is_ok(), is_allowed, "{name}");
+        }
         for outside in
             [path("link"), path("../secret"), path("../images/../secret"), "/etc/hostname".to_owned()]
         {

@@ -8,6 +8,7 @@ use strongroom_catalog::find::find;
 use strongroom_fleet::committer::QueueCommitter;
 use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_format::ids::RunId;
+use strongroom_format::manifest::Group;
 use strongroom_vault::backup::{BackupOptions, backup_through};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions};
@@ -16,10 +17,16 @@ use strongroom_vault::{Progress, VaultError, VaultResult};
 use tracing::{info, warn};
 
 use super::{Agent, hooks};
-use crate::host::{RestoreTo, Snapshot, Tracking, create_snapshot_of_guest, told};
+use crate::host::{RestoreTo, Snapshot, Stillness, Tracking, create_snapshots, told};
 
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
+
+/// A volume whose snapshot was made.
+struct Opened {
+    volume: String,
+    snapshot: Snapshot,
+}
 
 impl Agent {
     /// Does what a run asks for. `frozen` is set while the command before a backup has run and the one after has not: who
@@ -37,12 +44,13 @@ impl Agent {
                 let opened = self.freeze_and_open(id, run).await;
                 let mut after = Ok(());
                 // What was cloned is kept as it was: nobody need stay frozen while it is read.
-                if opened.as_ref().is_ok_and(|opened| opened.reading.is_of_one_moment()) {
+                let is_of_one_moment = |opened: &Opened| opened.snapshot.reading.is_of_one_moment();
+                if opened.as_ref().is_ok_and(|opened| opened.iter().all(is_of_one_moment)) {
                     after = self.thaw(id, run).await;
                     frozen.set(false);
                 }
                 let done = match opened {
-                    Ok(snapshot) => self.back_up(run, snapshot, progress).await,
+                    Ok(opened) => self.back_up(run, opened, progress).await,
                     Err(error) => Err(error),
                 };
                 // Also when the one before failed: it may have done half of its work.
@@ -78,29 +86,39 @@ impl Agent {
         Duration::from_secs(self.config.hooks.timeout_seconds)
     }
 
-    /// Runs the command before a backup, and opens what is to be backed up.
-    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<Snapshot> {
-        let Job::Backup { volume, source, target, .. } = &run.job else {
+    /// Runs the command before a backup, and opens what is to be backed up: what goes with the volume first, and that last, as its
+    /// backup stands for all.
+    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<Vec<Opened>> {
+        let Job::Backup { volume, source, with, target, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
         };
         let about = hooks::About { volume, source, run: id };
         hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await?;
-        let backend = self.config.source(source)?;
-        let tracking = if self.config.track_changes {
-            let target = self.service.targets.open(target.as_deref()).await?;
-            Some(Tracking::of(&target, volume, false).await?)
-        } else {
-            None
+        let members = with.iter().map(|member| (&member.volume, &member.source)).chain([(volume, source)]);
+        let (mut names, mut volumes) = (Vec::new(), Vec::new());
+        for (name, source) in members {
+            let backend = self.config.source(source)?;
+            let tracking = if self.config.track_changes {
+                let target = self.service.targets.open(target.as_deref()).await?;
+                Some(Tracking::of(&target, name, false).await?)
+            } else {
+                None
+            };
+            names.push(name.clone());
+            volumes.push((backend, self.settings.snapshot_request(self.config.live, tracking)));
+        }
+        let stillness = match self.config.guest_agents.get(volume) {
+            Some(agent) => Stillness::Guest(agent.clone()),
+            None if self.config.hooks.before.is_empty() => Stillness::None,
+            None => Stillness::Promised,
         };
-        let request = self.settings.snapshot_request(self.config.live, tracking);
-        let agent = self.config.guest_agents.get(volume).cloned();
-        let opened = tokio::task::spawn_blocking(move || {
-            create_snapshot_of_guest(&backend, &request, agent.as_deref())
+        let opened = tokio::task::spawn_blocking(move || create_snapshots(&volumes, &stillness)).await;
+        let snapshots = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
+        let opened = names.into_iter().zip(snapshots).map(|(volume, snapshot)| {
+            info!(run = %id, %volume, reading = %snapshot.reading, "the volume is open");
+            Opened { volume, snapshot }
         });
-        let opened = opened.await;
-        let snapshot = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
-        info!(run = %id, %volume, reading = %snapshot.reading, "the volume is open");
-        Ok(snapshot)
+        Ok(opened.collect())
     }
 
     /// Runs the command after a backup.
@@ -114,43 +132,52 @@ impl Agent {
         done
     }
 
+    /// Backs up what was opened, one after the other.
     async fn back_up(
         &self,
         run: &Run,
-        snapshot: Snapshot,
+        opened: Vec<Opened>,
         progress: &Arc<Progress>,
     ) -> VaultResult<RunResult> {
-        let Job::Backup { volume, target, chunker, .. } = &run.job else {
+        let Job::Backup { target, chunker, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
-        };
-        // Once nobody has to stand still any more: it may take long to find out what changed.
-        let opened = tokio::task::spawn_blocking(move || snapshot.read()).await;
-        let (source, backup, leave) = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
-        let options = BackupOptions {
-            volume: volume.clone(),
-            host: self.settings.host(),
-            chunker: *chunker,
-            cache_dir: self.settings.global.cache_dir.clone(),
-            dedup_limits: DedupLimits::default(),
-            workers: self.config.workers(),
-            uploads: UPLOADS,
-            ignore_parent: false,
-            backup,
         };
         let committer = QueueCommitter::new(Arc::clone(&self.service.outbox), target.clone());
         let target = self.service.targets.open(target.as_deref()).await?;
-        let report = Box::pin(backup_through(&target, source, &options, progress, &committer)).await?;
-        let backup = report.backup;
-        let left = tokio::task::spawn_blocking(move || leave.after(Some(backup))).await;
-        left.map_err(|error| VaultError::Internal(error.to_string()))?;
-        Ok(RunResult {
-            backup: Some(backup),
-            logical_bytes: report.size_bytes,
-            stored_bytes: report.stats.stored_bytes,
-            read_bytes: report.read_bytes,
-            note: told(&report.hint).unwrap_or_default(),
-            ..RunResult::default()
-        })
+        let group = target.context.entropy.with(|rng| Group::new(opened.len(), rng));
+        let mut result = RunResult { group, ..RunResult::default() };
+        let mut notes = Vec::new();
+        for Opened { volume, snapshot } in opened {
+            // Once nobody has to stand still any more: it may take long to find out what changed.
+            let read = tokio::task::spawn_blocking(move || snapshot.read()).await;
+            let (source, backup, leave) = read.map_err(|error| VaultError::Internal(error.to_string()))??;
+            let options = BackupOptions {
+                volume: volume.clone(),
+                host: self.settings.host(),
+                chunker: *chunker,
+                cache_dir: self.settings.global.cache_dir.clone(),
+                dedup_limits: DedupLimits::default(),
+                workers: self.config.workers(),
+                uploads: UPLOADS,
+                ignore_parent: false,
+                backup,
+                group,
+            };
+            let report = Box::pin(backup_through(&target, source, &options, progress, &committer)).await?;
+            let backup = report.backup;
+            let left = tokio::task::spawn_blocking(move || leave.after(Some(backup))).await;
+            left.map_err(|error| VaultError::Internal(error.to_string()))?;
+            result.backup = Some(backup);
+            result.logical_bytes += report.size_bytes;
+            result.stored_bytes += report.stats.stored_bytes;
+            result.read_bytes += report.read_bytes;
+            notes.extend(told(&report.hint).map(|told| match group {
+                Some(_) => format!("{volume}: {told}"),
+                None => told,
+            }));
+        }
+        result.note = notes.join("; ");
+        Ok(result)
     }
 
     async fn restore(&self, id: RunId, run: &Run, progress: &Arc<Progress>) -> VaultResult<RunResult> {
@@ -191,7 +218,7 @@ impl Agent {
         if note.exists() {
             return Ok(true);
         }
-        if !destination.path().exists() {
+        if !destination.exists()? {
             let io = |error| VaultError::io("noting a restore", &note, error);
             std::fs::create_dir_all(&notes).map_err(io)?;
             std::fs::write(&note, destination.to_string()).map_err(io)?;
@@ -211,8 +238,10 @@ impl Agent {
         let mut counts = self.metrics.counts();
         counts.read_bytes += result.read_bytes;
         counts.stored_bytes += result.stored_bytes;
-        if let Job::Backup { volume, .. } = &run.job {
-            counts.backed_up.insert(volume.clone(), now_ms);
+        if let Job::Backup { volume, with, .. } = &run.job {
+            for volume in with.iter().map(|member| &member.volume).chain([volume]) {
+                counts.backed_up.insert(volume.clone(), now_ms);
+            }
         }
     }
 }

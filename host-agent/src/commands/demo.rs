@@ -212,6 +212,7 @@ impl Demo {
             uploads: 3,
             ignore_parent: false,
             backup: None,
+            group: None,
         };
         let report = backup(&self.target, Source::open(image)?, &options, &self.progress).await?;
         let note = format!("{} new chunks of {}", report.stats.new_chunks, report.stats.chunks);

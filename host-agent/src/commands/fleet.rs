@@ -169,6 +169,7 @@ fn wanted(command: RequestCommand) -> VaultResult<(Wanted, Sending)> {
             volume,
             source,
             on_host,
+            with,
             chunker,
             cron,
             time_zone,
@@ -192,13 +193,14 @@ fn wanted(command: RequestCommand) -> VaultResult<(Wanted, Sending)> {
             let spec = Box::new(VolumeSpec {
                 host: on_host,
                 source,
+                with,
                 target: sending.of_target.clone(),
                 chunker,
                 schedule,
                 retention: (retention != RetentionSpec::default()).then_some(retention),
                 rpo_ms: rpo.map(|rpo| rpo.0),
             });
-            spec.check().map_err(VaultError::Invalid)?;
+            spec.check(&volume).map_err(VaultError::Invalid)?;
             (Wanted::VolumePut { volume, spec }, sending)
         }
         RequestCommand::TargetPut { name, address, its_kms_key, its_region, sending } => {

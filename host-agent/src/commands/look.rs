@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use strongroom_catalog::find::find;
 use strongroom_catalog::root::BackupEntry;
 use strongroom_format::ids::BackupId;
+use strongroom_format::manifest::Group;
 use strongroom_vault::compare::{VolumeStats, diff as compare, stats as add_up};
 use strongroom_vault::verify::{Depth, verify as check};
 use strongroom_vault::{Progress, Target, VaultResult};
@@ -18,8 +19,13 @@ fn entry_json(volume: &str, backup: &BackupEntry) -> Value {
     json!({
         "id": backup.id, "volume": volume, "created": time(backup.created),
         "logical_bytes": backup.logical_bytes, "stored_bytes": backup.stored_bytes,
-        "trashed": backup.trashed.map(time),
+        "trashed": backup.trashed.map(time), "group": backup.group,
     })
+}
+
+/// A group, for people: what it is called, and whether all of it is there is for who reads on.
+fn group_text(group: &Group) -> String {
+    format!("{} of {} backups", group.id, group.members)
 }
 
 pub async fn ls(target: &Target, args: &LsArgs, output: Output) -> VaultResult<Done> {
@@ -28,7 +34,10 @@ pub async fn ls(target: &Target, args: &LsArgs, output: Output) -> VaultResult<D
         .root
         .backups()
         .filter(|(volume, backup)| {
-            args.volume.as_deref().is_none_or(|only| only == *volume) && backup.is_live() != args.trash
+            let is_of = |id: &str| backup.group.is_some_and(|group| group.id.to_string().starts_with(id));
+            args.volume.as_deref().is_none_or(|only| only == *volume)
+                && args.group.as_deref().is_none_or(is_of)
+                && backup.is_live() != args.trash
         })
         .collect();
     rows.sort_by_key(|(volume, backup)| (backup.created, *volume, backup.id));
@@ -47,11 +56,12 @@ pub async fn ls(target: &Target, args: &LsArgs, output: Output) -> VaultResult<D
     for (volume, backup) in rows {
         output.result(
             &format!(
-                "{}  {}  {:>10}  {:>10} stored  {volume}{}",
+                "{}  {}  {:>10}  {:>10} stored  {volume}{}{}",
                 backup.id,
                 time(backup.created),
                 bytes(backup.logical_bytes),
                 bytes(backup.stored_bytes),
+                backup.group.map(|group| format!("  (group {})", group.id)).unwrap_or_default(),
                 backup.trashed.map(|at| format!("  (removed {})", time(at))).unwrap_or_default()
             ),
             &Value::Null,
@@ -87,6 +97,7 @@ pub async fn show(target: &Target, args: &ShowArgs, output: Output) -> VaultResu
             "segments  {} of its own, {inherited} shared with earlier backups",
             manifest.segments.len() - inherited
         ),
+        format!("group     {}", entry.group.as_ref().map_or("none".to_owned(), group_text)),
         format!("parent    {}", manifest.parent.map_or("none".to_owned(), |parent| parent.to_string())),
     ]
     .join("\n");
@@ -96,7 +107,7 @@ pub async fn show(target: &Target, args: &ShowArgs, output: Output) -> VaultResu
         "data_bytes": stats.data_bytes, "new_bytes": stats.new_plain_bytes, "stored_bytes": stats.stored_bytes,
         "chunks": stats.chunks, "new_chunks": stats.new_chunks, "chunker": manifest.chunker.to_string(),
         "segments": manifest.segments.len(), "inherited_segments": inherited, "parent": manifest.parent,
-        "session": manifest.session, "base_epoch": manifest.base_epoch,
+        "session": manifest.session, "base_epoch": manifest.base_epoch, "group": entry.group,
     });
     output.result(&text, &event);
     Ok(Done::Well)

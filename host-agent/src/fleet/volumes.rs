@@ -1,8 +1,10 @@
 //! Volumes in the configuration file of `strongroom up`.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use strongroom_fleet::schedule::Schedule;
-use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
+use strongroom_fleet::volume::{Member, RetentionSpec, VolumeSpec};
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_vault::{VaultError, VaultResult};
 
@@ -13,6 +15,8 @@ use crate::cli::{parse_duration, parse_rate};
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct VolumeConfig {
     source: String,
+    #[serde(default)]
+    with: BTreeMap<String, String>,
     #[serde(default)]
     host: Option<String>,
     #[serde(default)]
@@ -79,16 +83,20 @@ impl VolumeConfig {
             }),
             None => None,
         };
+        let member =
+            |(volume, source): (&String, &String)| Member { volume: volume.clone(), source: source.clone() };
+        let with = self.with.iter().map(member);
         let spec = VolumeSpec {
             host: self.host.clone().unwrap_or_else(|| host.to_owned()),
             source: self.source.clone(),
+            with: with.collect(),
             target: self.target.clone(),
             chunker,
             schedule,
             retention: (retention != RetentionSpec::default()).then_some(retention),
             rpo_ms: millis(&self.rpo)?,
         };
-        spec.check().map_err(invalid)?;
+        spec.check(name).map_err(invalid)?;
         Ok(spec)
     }
 }

@@ -13,8 +13,10 @@ use strongroom_vault::restore::{Destination, RestoreOptions, RestoreReport, rest
 use strongroom_vault::{Progress, Target, VaultError, VaultResult};
 
 use super::export::{PATIENCE, Remote};
+use super::lvm::NewThin;
 use super::qemu::Image;
-use super::{failed, qemu_image};
+use super::zfs::NewZvol;
+use super::{Place, failed, qemu_image};
 
 /// Where a volume is restored to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +37,10 @@ pub enum RestoreTo {
         /// The export's name; the default one if empty.
         name: String,
     },
+    /// A new volume in a thin pool of LVM: `lvm-thin:VG/POOL/LV`.
+    Thin(NewThin),
+    /// A new zvol: `zfs:POOL/VOLUME`.
+    Zvol(NewZvol),
 }
 
 impl FromStr for RestoreTo {
@@ -44,6 +50,12 @@ impl FromStr for RestoreTo {
         if let Some(rest) = text.strip_prefix("qemu:") {
             let Image { format, file } = Image::parse(rest)?;
             return Ok(Self::Image { format, file });
+        }
+        if let Some(rest) = text.strip_prefix("lvm-thin:") {
+            return NewThin::parse(rest).map(Self::Thin);
+        }
+        if let Some(rest) = text.strip_prefix("zfs:") {
+            return NewZvol::parse(rest).map(Self::Zvol);
         }
         if let Some(Remote { socket, name }) = Remote::parse(text)? {
             return Ok(Self::Export { socket, name });
@@ -59,25 +71,49 @@ impl fmt::Display for RestoreTo {
             Self::Path(path) => path.display().fmt(f),
             Self::Image { format, file } => write!(f, "qemu:{format}:{}", file.display()),
             Self::Export { socket, name } => write!(f, "nbd+unix:///{name}?socket={}", socket.display()),
+            Self::Thin(NewThin { name, .. }) | Self::Zvol(NewZvol { name, .. }) => f.write_str(name),
         }
     }
 }
 
 impl RestoreTo {
     /// What on this host it is, or is reached through.
-    pub fn path(&self) -> &Path {
+    pub fn place(&self) -> Place<'_> {
         match self {
-            Self::Path(path) | Self::Image { file: path, .. } | Self::Export { socket: path, .. } => path,
+            Self::Path(path) | Self::Image { file: path, .. } | Self::Export { socket: path, .. } => {
+                Place::Path(path)
+            }
+            Self::Thin(NewThin { name, .. }) | Self::Zvol(NewZvol { name, .. }) => Place::Name(name),
         }
     }
 
-    /// The same, elsewhere on this host.
+    /// Whether it is the standard output, which has no name of its own.
+    pub fn is_stream(&self) -> bool {
+        self.place() == Place::Path(Path::new("-"))
+    }
+
+    /// Whether something is there already.
+    ///
+    /// # Errors
+    /// Those of storage.
+    pub fn exists(&self) -> VaultResult<bool> {
+        match self {
+            Self::Path(path) | Self::Image { file: path, .. } | Self::Export { socket: path, .. } => {
+                Ok(path.exists())
+            }
+            Self::Thin(volume) => volume.exists(),
+            Self::Zvol(volume) => Ok(volume.exists()),
+        }
+    }
+
+    /// The same, elsewhere on this host; what has no path stays as it is.
     #[must_use]
     pub fn at(self, path: PathBuf) -> Self {
         match self {
             Self::Path(_) => Self::Path(path),
             Self::Image { format, .. } => Self::Image { format, file: path },
             Self::Export { name, .. } => Self::Export { socket: path, name },
+            Self::Thin(_) | Self::Zvol(_) => self,
         }
     }
 
@@ -101,6 +137,16 @@ impl RestoreTo {
             }
             Self::Export { socket, name } => {
                 restore_to(target, backup, move |_| open_export(socket, &name), options, progress).await
+            }
+            Self::Thin(volume) => {
+                let overwrite = options.overwrite;
+                let make = move |size_bytes| volume.make(size_bytes, overwrite);
+                restore_to(target, backup, make, options, progress).await
+            }
+            Self::Zvol(volume) => {
+                let overwrite = options.overwrite;
+                let make = move |size_bytes| volume.make(size_bytes, overwrite);
+                restore_to(target, backup, make, options, progress).await
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Logical volumes in thin pools of LVM: `lvm-thin:VG/LV`.
 //!
+//! A restore may make one: `lvm-thin:VG/POOL/LV`.
+//!
 //! Invariant: a snapshot that tells what changed since a backup is kept until the next is committed; any other goes as soon as it
 //! was read, and what a killed process left, with the next backup of the volume.
 
@@ -7,12 +9,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use strongroom_format::ids::BackupId;
 use strongroom_vault::backup::{Hint, Source};
+use strongroom_vault::restore::{BlockDevice, Destination};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
+use super::kept::{Kept, Snapshots, TEMPORARY};
+use super::new_volume::{self, Volumes};
 use super::notes::{self, Note};
 use super::owner::{self, Own};
 use super::tools::{Tool, is_plain, wait_for};
@@ -31,8 +35,6 @@ const THIN_DELTA: Tool = Tool {
     package: "the package thin-provisioning-tools or device-mapper-persistent-data",
 };
 
-/// What the names of snapshots begin with that go once they were read.
-const TEMPORARY: &str = "strongroom-once-";
 /// What notes of reserved metadata are called.
 const NOTE: &str = "thin-pool";
 /// Sectors of device-mapper, bytes.
@@ -49,11 +51,11 @@ pub struct Lvm {
 /// `lvs --reportformat json`.
 #[derive(Debug, Deserialize)]
 struct Report {
-    report: Vec<Volumes>,
+    report: Vec<Rows>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Volumes {
+struct Rows {
     lv: Vec<Row>,
 }
 
@@ -64,6 +66,8 @@ struct Row {
     origin: String,
     pool_lv: String,
     thin_id: String,
+    /// Of a pool: whether blocks that a volume gets are zeroed before; empty if not.
+    zero: String,
 }
 
 impl Lvm {
@@ -78,11 +82,7 @@ impl Lvm {
     }
 
     fn rows(&self) -> VaultResult<Vec<Row>> {
-        let columns = "lv_name,origin,pool_lv,thin_id";
-        let told = LVS.run(&["--reportformat", "json", "-o", columns, "--", &self.group])?;
-        let report: Report = serde_json::from_str(&told)
-            .map_err(|error| failed("understanding", Path::new(LVS.name), error))?;
-        Ok(report.report.into_iter().flat_map(|volumes| volumes.lv).collect())
+        rows(&self.group)
     }
 
     fn path_of(&self, name: &str) -> String {
@@ -92,10 +92,14 @@ impl Lvm {
     fn device(&self, name: &str) -> PathBuf {
         Path::new("/dev").join(&self.group).join(name)
     }
+}
 
-    fn remove(&self, name: &str) -> VaultResult<()> {
-        LVREMOVE.run_patiently(&["--yes", "--", &self.path_of(name)])
-    }
+fn rows(group: &str) -> VaultResult<Vec<Row>> {
+    let columns = "lv_name,origin,pool_lv,thin_id,zero";
+    let told = LVS.run(&["--reportformat", "json", "-o", columns, "--", group])?;
+    let report: Report =
+        serde_json::from_str(&told).map_err(|error| failed("understanding", Path::new(LVS.name), error))?;
+    Ok(report.report.into_iter().flat_map(|rows| rows.lv).collect())
 }
 
 impl HostBackend for Lvm {
@@ -147,7 +151,7 @@ impl HostBackend for Lvm {
         ])?;
         let by = plan.as_ref().map(|plan| plan.by.clone());
         let backup = plan.as_ref().map(|plan| plan.next.backup);
-        let kept = Kept { lvm: self.clone(), name: name.clone(), plan, done: false, _own: own };
+        let kept = Kept::new(self.clone(), name.clone(), plan, own);
         let opening = Opening {
             lvm: self.clone(),
             pool: origin.pool_lv.clone(),
@@ -277,58 +281,133 @@ impl Differences {
     }
 }
 
-/// Removes the snapshots that killed processes left, of all volumes. Where there is no LVM there are none.
+/// Removes what killed processes left, of all volumes. Where there is no LVM there is nothing.
 pub fn clean_up(notes: &Path) {
     release_left(notes);
+    remove_left();
+}
+
+fn remove_left() {
     let Ok(told) = LVS.run(&["--noheadings", "-o", "vg_name,lv_name"]) else { return };
     for line in told.lines() {
         let Some((group, name)) = line.trim().split_once(char::is_whitespace) else { continue };
         let name = name.trim();
         if name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over) {
             match LVREMOVE.run(&["--yes", "--", &format!("{group}/{name}")]) {
-                Ok(_) => warn!(group, name, "removed what a killed backup left"),
-                Err(error) => warn!(group, name, %error, "what a killed backup left stays"),
+                Ok(_) => warn!(group, name, "removed what a killed process left"),
+                Err(error) => warn!(group, name, %error, "what a killed process left stays"),
             }
         }
     }
 }
 
-/// A snapshot that was made.
-struct Kept {
-    lvm: Lvm,
-    name: String,
-    plan: Option<Plan>,
-    done: bool,
-    _own: Own,
-}
+impl Snapshots for Lvm {
+    fn found(&self) -> VaultResult<Vec<Found>> {
+        let rows = self.rows()?;
+        Ok(rows.iter().filter(|row| row.origin == self.volume).filter_map(found).collect())
+    }
 
-impl Kept {
-    fn end(mut self, committed: Option<BackupId>) -> VaultResult<()> {
-        self.done = true;
-        let Some(plan) = &self.plan else { return self.lvm.remove(&self.name) };
-        // Kept, whether the backup is committed or may be: it takes no device meanwhile.
-        LVCHANGE.run_patiently(&["--activate", "n", "--", &self.lvm.path_of(&self.name)])?;
-        let Some(backup) = committed else { return Ok(()) };
-        if backup != plan.next.backup {
-            let name = Record { backup, ..plan.next }.to_string();
-            LVRENAME.run(&["--", &self.lvm.group, &self.name, &name])?;
+    fn close(&self, name: &str, stays: bool) -> VaultResult<()> {
+        if stays {
+            // It takes no device meanwhile.
+            LVCHANGE.run_patiently(&["--activate", "n", "--", &self.path_of(name)])?;
         }
-        let rows = self.lvm.rows()?;
-        let ours = rows.iter().filter(|row| row.origin == self.lvm.volume);
-        let found: Vec<Found> = ours.filter_map(found).collect();
-        let stale = plan.stale_after(&found, backup);
-        stale.into_iter().try_for_each(|record| self.lvm.remove(&record.to_string()))
+        Ok(())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> VaultResult<()> {
+        rename(&self.group, from, to)
+    }
+
+    fn remove(&self, name: &str) -> VaultResult<()> {
+        remove(&self.group, name)
     }
 }
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // Before it was read at all.
-        if !self.done
-            && let Err(error) = self.lvm.remove(&self.name)
-        {
-            warn!(%error, "a snapshot stays; the next backup of the volume removes it");
+fn rename(group: &str, from: &str, to: &str) -> VaultResult<()> {
+    LVRENAME.run(&["--", group, from, to]).map(|_| ())
+}
+
+fn remove(group: &str, name: &str) -> VaultResult<()> {
+    LVREMOVE.run_patiently(&["--yes", "--", &format!("{group}/{name}")])
+}
+
+/// A volume to be made in a thin pool: `lvm-thin:VG/POOL/LV`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewThin {
+    /// As it is written.
+    pub name: String,
+    group: String,
+    pool: String,
+    volume: String,
+}
+
+impl NewThin {
+    /// Reads what comes after `lvm-thin:`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = text.split('/').collect();
+        match parts[..] {
+            [group, pool, volume] if parts.iter().all(|part| is_plain(part)) => Ok(Self {
+                name: format!("lvm-thin:{text}"),
+                group: group.to_owned(),
+                pool: pool.to_owned(),
+                volume: volume.to_owned(),
+            }),
+            _ => Err("a new thin volume of LVM is written lvm-thin:VG/POOL/LV".to_owned()),
         }
+    }
+
+    /// Whether it is there.
+    ///
+    /// # Errors
+    /// Those of the tools.
+    pub fn exists(&self) -> VaultResult<bool> {
+        Volumes::exists(self, &self.volume)
+    }
+
+    /// Makes it under another name, as [`new_volume::make`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make(self, size_bytes: u64, overwrite: bool) -> VaultResult<Box<dyn Destination>> {
+        remove_left();
+        let (shown, name) = (self.name.clone(), self.volume.clone());
+        new_volume::make(self, &shown, &name, size_bytes, overwrite)
+    }
+}
+
+impl Volumes for NewThin {
+    fn exists(&self, name: &str) -> VaultResult<bool> {
+        Ok(rows(&self.group)?.iter().any(|row| row.lv_name == name))
+    }
+
+    fn make(&self, name: &str, size_bytes: u64) -> VaultResult<BlockDevice> {
+        let rows = rows(&self.group)?;
+        let Some(pool) = rows.iter().find(|row| row.lv_name == self.pool) else {
+            return Err(VaultError::Invalid(format!("{}: there is no pool '{}'", self.name, self.pool)));
+        };
+        // Rounded up by LVM to whole extents.
+        let size = format!("{size_bytes}b");
+        let options = ["--type", "thin", "--setactivationskip", "n", "--activate", "y"];
+        let place = ["--virtualsize", &size, "--thinpool", &self.pool, "--name", name, "--", &self.group];
+        LVCREATE.run(&[&options[..], &place[..]].concat())?;
+        let device = Path::new("/dev").join(&self.group).join(name);
+        wait_for(&device)?;
+        let opened = BlockDevice::open(&device)?;
+        // A pool may be made so that blocks are not zeroed when a volume gets them (lvmthin(7)): what is written to a part of one leaves
+        // the rest as somebody else left it.
+        Ok(if pool.zero.is_empty() { opened } else { opened.reading_zeros() })
+    }
+
+    fn rename(&self, from: &str, to: &str) -> VaultResult<()> {
+        rename(&self.group, from, to)
+    }
+
+    fn remove(&self, name: &str) -> VaultResult<()> {
+        remove(&self.group, name)
     }
 }
 
@@ -341,6 +420,14 @@ mod tests {
         assert!(Lvm::parse("vg0/db").is_ok());
         for text in ["vg0", "/db", "vg0/", "-vg/db", "vg/a/b", "vg/../x", "vg/a b", "vg/@tag"] {
             assert!(Lvm::parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_new_volume_has_a_pool() {
+        assert!(NewThin::parse("vg0/pool/db").is_ok());
+        for text in ["vg0/db", "vg0//db", "vg0/pool/-db", "vg0/pool/a/b", "vg0/pool/a b"] {
+            assert!(NewThin::parse(text).is_err(), "{text}");
         }
     }
 

@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -25,12 +26,10 @@ use super::export::{Export, PATIENCE};
 use super::owner::{self, Own};
 use super::qmp::Qmp;
 use super::track::{self, Record};
-use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, qemu};
+use super::{HostBackend, Leave, Member, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, qemu};
 
 /// What the names of all that is made in a machine begin with.
 const PREFIX: &str = "strongroom-";
-/// The name of the export.
-const EXPORT: &str = "strongroom";
 
 /// A disk of a running machine: `qmp:SOCKET:NODE`.
 #[derive(Debug)]
@@ -98,26 +97,46 @@ impl HostBackend for Machine {
     }
 
     fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
+        let mut one = self.create_snapshots(&[Member { volume: self, request }])?;
+        one.pop().ok_or_else(|| VaultError::Internal("no snapshot of one disk".to_owned()))
+    }
+
+    fn moment(&self) -> Option<String> {
+        let socket = self.socket.canonicalize().unwrap_or_else(|_| self.socket.clone());
+        Some(format!("qmp:{}", socket.display()))
+    }
+
+    fn create_snapshots(&self, members: &[Member<'_>]) -> VaultResult<Vec<Snapshot>> {
         qemu::clean_up();
         let mut qmp = Qmp::connect(&self.socket)?;
         clear(&mut qmp, is_left_over)?;
-        let disk = self.find(&mut qmp)?;
-        let found: Vec<Found> = disk.dirty_bitmaps.iter().filter_map(Bitmap::ours).collect();
-        let plan = request.tracking.map(|tracking| Plan::of(&found, tracking));
-        let backup = plan.as_ref().map(|plan| plan.next.backup);
-        let mut taken = Taken::new(&self.socket, &disk, plan)?;
-        let took = taken.take(&mut qmp, &disk);
+        let folder = Arc::new(folder_of(&self.socket)?);
+        let mut disks = Vec::new();
+        for member in members {
+            let machine: &Self = member.of()?;
+            let disk = machine.find(&mut qmp)?;
+            let found: Vec<Found> = disk.dirty_bitmaps.iter().filter_map(Bitmap::ours).collect();
+            let plan = member.request.tracking.map(|tracking| Plan::of(&found, tracking));
+            disks.push((machine, Taken::new(&self.socket, &disk, plan, &folder), disk.image.virtual_size));
+        }
+        let taken: Vec<(&Taken, u64)> =
+            disks.iter().map(|(_, taken, size_bytes)| (taken, *size_bytes)).collect();
+        let took = take(&mut qmp, folder.path(), &taken);
         // The monitor has time for one at once: for others, and to unmake what there is of it should it have failed.
         drop(qmp);
         took?;
-        let (name, job, socket) = (self.socket.join(&self.node), taken.name('j'), self.socket.clone());
-        let connection = taken.connection();
-        let open = move || {
-            let (export, hint) = connection.open()?;
-            Ok(Source::device(&name, Box::new(Running { export, socket, job })).hinted(hint))
-        };
-        let leave = Leave::with(move |committed| taken.end(committed));
-        Ok(Snapshot::later(open, Reading::Machine, backup, leave))
+        let snapshots = disks.into_iter().map(|(machine, mut taken, _)| {
+            let name = machine.socket.join(&machine.node);
+            let (job, socket) = (taken.name('j'), machine.socket.clone());
+            let (backup, connection) = (taken.plan.as_ref().map(|plan| plan.next.backup), taken.connection());
+            let open = move || {
+                let (export, hint) = connection.open()?;
+                Ok(Source::device(&name, Box::new(Running { export, socket, job })).hinted(hint))
+            };
+            let leave = Leave::with(move |committed| taken.end(committed));
+            Snapshot::later(open, Reading::Machine, backup, leave)
+        });
+        Ok(snapshots.collect())
     }
 }
 
@@ -155,7 +174,57 @@ fn nodes(qmp: &mut Qmp) -> VaultResult<Vec<Node>> {
         .map_err(|error| VaultError::Internal(format!("QEMU's description of its disks: {error}")))
 }
 
-/// What was made in a machine for one snapshot; unmade when this is dropped.
+/// Makes the folder of what is made for a machine on this host, with a note of which one it is.
+fn folder_of(socket: &Path) -> VaultResult<TempDir> {
+    let folder = qemu::folder()?;
+    let note = folder.path().join(qemu::MACHINE);
+    std::fs::write(&note, socket.as_os_str().as_encoded_bytes())
+        .map_err(|error| VaultError::io("noting", &note, error))?;
+    Ok(folder)
+}
+
+/// What is the machine's of the folder.
+fn inner(folder: &Path) -> PathBuf {
+    folder.join("machine")
+}
+
+/// Where the machine serves its exports.
+fn nbd_socket(folder: &Path) -> PathBuf {
+    inner(folder).join("socket")
+}
+
+/// Takes snapshots of disks, of so many bytes each, in one transaction, and has them exported.
+fn take(qmp: &mut Qmp, folder: &Path, disks: &[(&Taken, u64)]) -> VaultResult<()> {
+    let peer = make_inner(folder, qmp)?;
+    for (taken, size_bytes) in disks {
+        let (scratch, file) = (taken.name('s'), inner(folder).join(taken.name('s')));
+        make_scratch(&file, *size_bytes, peer)?;
+        let file = json!({ "driver": "file", "filename": file });
+        let options = json!({ "driver": "qcow2", "node-name": scratch, "file": file, "backing": taken.node });
+        qmp.run("blockdev-add", options)?;
+    }
+    // One after the other: the guest stands still, as far as a disk goes, from its job's beginning on. So the record of what changes from
+    // now on begins before it, and the one of what changed so far is taken after it: what the guest writes while the first are made is in
+    // both. What it writes to one disk before another stands still it was free to write before: it has no answer yet from those that do.
+    let parts: [fn(&Taken) -> Vec<Value>; 3] = [Taken::records, Taken::jobs, Taken::merges];
+    let all =
+        |part: &fn(&Taken) -> Vec<Value>| disks.iter().flat_map(|(taken, _)| part(taken)).collect::<Vec<_>>();
+    let actions: Vec<Value> = parts.iter().flat_map(all).collect();
+    qmp.run("transaction", json!({ "actions": actions }))?;
+    let socket = nbd_socket(folder);
+    let address = json!({ "type": "unix", "data": { "path": socket } });
+    qmp.run("nbd-server-start", json!({ "addr": address, "max-connections": disks.len() })).map_err(
+        |error| {
+            failed("exporting a disk of", &socket, format!("{error}; a machine can serve one backup at once"))
+        },
+    )?;
+    for (taken, _) in disks {
+        qmp.run("block-export-add", taken.export())?;
+    }
+    Ok(())
+}
+
+/// What was made in a machine for a snapshot of one disk; unmade when this is dropped.
 struct Taken {
     socket: PathBuf,
     node: String,
@@ -165,19 +234,15 @@ struct Taken {
     persistent: bool,
     /// Whether it was unmade.
     unmade: bool,
-    /// Where scratch file and socket are.
-    folder: TempDir,
+    /// Where scratch files and socket are.
+    folder: Arc<TempDir>,
 }
 
 impl Taken {
-    fn new(socket: &Path, disk: &Node, plan: Option<Plan>) -> VaultResult<Self> {
-        let folder = qemu::folder()?;
-        let note = folder.path().join(qemu::MACHINE);
-        std::fs::write(&note, socket.as_os_str().as_encoded_bytes())
-            .map_err(|error| VaultError::io("noting", &note, error))?;
+    fn new(socket: &Path, disk: &Node, plan: Option<Plan>, folder: &Arc<TempDir>) -> Self {
         let persistent = disk.drv == "qcow2" && !disk.ro;
         let (socket, node) = (socket.to_owned(), disk.node_name.clone());
-        Ok(Self { socket, node, own: Own::new(), plan, persistent, unmade: false, folder })
+        Self { socket, node, own: Own::new(), plan, persistent, unmade: false, folder: Arc::clone(folder) }
     }
 
     /// The name of one of the things made; QEMU takes at most 31 bytes.
@@ -185,71 +250,60 @@ impl Taken {
         format!("{PREFIX}{}-{what}", self.own)
     }
 
-    /// What is the machine's of the folder.
-    fn inner(&self) -> PathBuf {
-        self.folder.path().join("machine")
-    }
-
-    fn nbd_socket(&self) -> PathBuf {
-        self.inner().join("socket")
-    }
-
-    /// Takes the snapshot, and has it exported.
-    fn take(&self, qmp: &mut Qmp, disk: &Node) -> VaultResult<()> {
-        let (node, scratch) = (&self.node, self.name('s'));
-        let file = self.inner().join("scratch");
-        make_scratch(&self.inner(), &file, disk.image.virtual_size, qmp)?;
-        let file = json!({ "driver": "file", "filename": file });
-        let node_options = json!({ "driver": "qcow2", "node-name": scratch, "file": file, "backing": node });
-        qmp.run("blockdev-add", node_options)?;
-        let bitmap = |kind: &str, name: String, options: Value| {
-            let mut data = json!({ "node": node, "name": name });
-            if let (Some(data), Value::Object(options)) = (data.as_object_mut(), options) {
-                data.extend(options);
-            }
-            json!({ "type": format!("block-dirty-bitmap-{kind}"), "data": data })
-        };
-        // One after the other: the guest stands still from the job's beginning on. So the record of what changes from now on begins before
-        // it, and the one of what changed so far is taken after it: what the guest writes while the first are made is in both.
-        let mut actions = Vec::new();
-        let mut bitmaps = Vec::new();
-        let mut merge = None;
-        if let Some(plan) = &self.plan {
-            for record in &plan.remove {
-                actions.push(bitmap("remove", record.to_string(), json!({})));
-            }
-            if let Ok(record) = &plan.by {
-                // As it is at that moment: it goes on taking note.
-                bitmaps.push(self.name('n'));
-                actions.push(bitmap("add", self.name('n'), json!({ "disabled": true })));
-                let data = json!({ "node": node, "target": self.name('n'), "bitmaps": [record.to_string()] });
-                merge = Some(json!({ "type": "block-dirty-bitmap-merge", "data": data }));
-            }
-            actions.push(bitmap("add", plan.next.to_string(), json!({ "persistent": self.persistent })));
+    fn bitmap(&self, kind: &str, name: &str, options: Value) -> Value {
+        let mut data = json!({ "node": self.node, "name": name });
+        if let (Some(data), Value::Object(options)) = (data.as_object_mut(), options) {
+            data.extend(options);
         }
-        let backup = json!({ "job-id": self.name('j'), "device": node, "target": scratch, "sync": "none" });
-        actions.push(json!({ "type": "blockdev-backup", "data": backup }));
-        actions.extend(merge);
-        qmp.run("transaction", json!({ "actions": actions }))?;
-        let address = json!({ "type": "unix", "data": { "path": self.nbd_socket() } });
-        qmp.run("nbd-server-start", json!({ "addr": address, "max-connections": 1 })).map_err(|error| {
-            failed(
-                "exporting a disk of",
-                &self.socket,
-                format!("{error}; a machine can serve one backup at once"),
-            )
-        })?;
-        let export = json!({
-            "type": "nbd", "id": self.name('e'), "node-name": scratch, "name": EXPORT, "bitmaps": bitmaps,
-        });
-        qmp.run("block-export-add", export).map(|_| ())
+        json!({ "type": format!("block-dirty-bitmap-{kind}"), "data": data })
+    }
+
+    /// The actions that begin the records of what changes from now on, and of what changed so far.
+    fn records(&self) -> Vec<Value> {
+        let Some(plan) = &self.plan else { return Vec::new() };
+        let remove = plan.remove.iter().map(|record| self.bitmap("remove", &record.to_string(), json!({})));
+        let mut actions: Vec<Value> = remove.collect();
+        if plan.by.is_ok() {
+            actions.push(self.bitmap("add", &self.name('n'), json!({ "disabled": true })));
+        }
+        let options = json!({ "persistent": self.persistent });
+        actions.push(self.bitmap("add", &plan.next.to_string(), options));
+        actions
+    }
+
+    /// The action that keeps what the guest writes over from now on.
+    fn jobs(&self) -> Vec<Value> {
+        let (job, node, scratch) = (self.name('j'), &self.node, self.name('s'));
+        let backup = json!({ "job-id": job, "device": node, "target": scratch, "sync": "none" });
+        vec![json!({ "type": "blockdev-backup", "data": backup })]
+    }
+
+    /// The action that takes what changed so far, as it is at that moment: it goes on taking note.
+    fn merges(&self) -> Vec<Value> {
+        let by = self.plan.as_ref().and_then(|plan| plan.by.as_ref().ok());
+        let merge = |record: &Record| {
+            let data =
+                json!({ "node": self.node, "target": self.name('n'), "bitmaps": [record.to_string()] });
+            json!({ "type": "block-dirty-bitmap-merge", "data": data })
+        };
+        by.map(merge).into_iter().collect()
+    }
+
+    /// What has the snapshot exported, with the bitmap of what changed up to it.
+    fn export(&self) -> Value {
+        let is_known = self.plan.as_ref().is_some_and(|plan| plan.by.is_ok());
+        let bitmaps: Vec<String> = is_known.then(|| self.name('n')).into_iter().collect();
+        json!({
+            "type": "nbd", "id": self.name('e'), "node-name": self.name('s'), "name": self.name('e'), "bitmaps": bitmaps,
+        })
     }
 
     /// How to connect to the export.
     fn connection(&self) -> Connection {
         Connection {
             monitor: self.socket.clone(),
-            socket: self.nbd_socket(),
+            socket: nbd_socket(self.folder.path()),
+            export: self.name('e'),
             by: self.plan.as_ref().map(|plan| plan.by.clone()),
             now: self.name('n'),
         }
@@ -287,6 +341,7 @@ impl Taken {
 struct Connection {
     monitor: PathBuf,
     socket: PathBuf,
+    export: String,
     by: Option<Result<Record, String>>,
     /// The bitmap of what changed up to it, if there is one.
     now: String,
@@ -298,7 +353,7 @@ impl Connection {
         let stream = UnixStream::connect(&self.socket)
             .map_err(|error| VaultError::io("opening", &self.socket, error))?;
         let bitmap = self.by.as_ref().is_some_and(Result::is_ok).then_some(self.now.as_str());
-        let mut export = Export::new(&self.monitor, stream, EXPORT, bitmap, PATIENCE)?;
+        let mut export = Export::new(&self.monitor, stream, &self.export, bitmap, PATIENCE)?;
         let hint = track::hint(self.by, |_| {
             export.marked().map_err(|error| failed("reading what changed in", &self.monitor, error))
         })?;
@@ -316,23 +371,29 @@ impl Drop for Taken {
     }
 }
 
-/// Makes a folder for the machine to make a socket in, with the scratch file.
-fn make_scratch(folder: &Path, file: &Path, size_bytes: u64, qmp: &Qmp) -> VaultResult<()> {
-    let io = |error| VaultError::io("making", file, error);
-    std::fs::create_dir(folder).map_err(io)?;
-    qemu::create("qcow2", file, size_bytes)?;
+/// Makes a folder for the machine to make a socket in, and says whose that is to be, and what is in it.
+fn make_inner(folder: &Path, qmp: &Qmp) -> VaultResult<Option<(u32, u32)>> {
+    let inner = inner(folder);
+    let io = |error| VaultError::io("making", &inner, error);
+    std::fs::create_dir(&inner).map_err(io)?;
     let peer = rustix::net::sockopt::socket_peercred(qmp.stream()).map_err(|error| io(error.into()))?;
-    if rustix::process::geteuid().is_root() {
-        // Machines mostly run as users of their own. What lies around it stays ours, and is found by us alone.
-        let outer = folder.parent().unwrap_or(folder);
-        std::fs::set_permissions(outer, Permissions::from_mode(0o711)).map_err(io)?;
-        std::fs::set_permissions(folder, Permissions::from_mode(0o700)).map_err(io)?;
-        std::fs::set_permissions(file, Permissions::from_mode(0o600)).map_err(io)?;
-        for path in [file, folder] {
-            chown(path, Some(peer.uid.as_raw()), Some(peer.gid.as_raw())).map_err(io)?;
-        }
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
     }
-    Ok(())
+    let peer = (peer.uid.as_raw(), peer.gid.as_raw());
+    // Machines mostly run as users of their own. What lies around it stays ours, and is found by us alone.
+    std::fs::set_permissions(folder, Permissions::from_mode(0o711)).map_err(io)?;
+    std::fs::set_permissions(&inner, Permissions::from_mode(0o700)).map_err(io)?;
+    chown(&inner, Some(peer.0), Some(peer.1)).map_err(io)?;
+    Ok(Some(peer))
+}
+
+fn make_scratch(file: &Path, size_bytes: u64, peer: Option<(u32, u32)>) -> VaultResult<()> {
+    qemu::create("qcow2", file, size_bytes)?;
+    let Some((user, group)) = peer else { return Ok(()) };
+    let made = std::fs::set_permissions(file, Permissions::from_mode(0o600))
+        .and_then(|()| chown(file, Some(user), Some(group)));
+    made.map_err(|error| VaultError::io("making", file, error))
 }
 
 /// Whether a name is that of something of ours that nobody uses any more.

@@ -3,11 +3,14 @@
 mod bitmap;
 mod destination;
 mod export;
+mod group;
 mod guest;
 mod iscsi;
+mod kept;
 mod leftovers;
 mod lvm;
 mod machine;
+mod new_volume;
 mod notes;
 mod orders;
 mod owner;
@@ -20,9 +23,11 @@ mod track;
 mod zfs;
 
 pub use destination::RestoreTo;
+pub use group::{Stillness, create_snapshots};
 pub use iscsi::Chap;
 pub use track::Tracking;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
@@ -42,7 +47,7 @@ use crate::output::bytes;
 ///
 /// Whatever an implementation makes or begins, it ends or removes: when what it gave out is dropped, and what a killed process left
 /// when the next one comes.
-pub trait HostBackend: fmt::Debug + Send + Sync {
+pub trait HostBackend: Any + fmt::Debug + Send + Sync {
     /// What it is in.
     fn place(&self) -> Place<'_>;
 
@@ -62,6 +67,37 @@ pub trait HostBackend: fmt::Debug + Send + Sync {
     /// # Errors
     /// `Io`; `Invalid` for what is no volume, or where a tool is missing; `Unsafe` for what somebody else writes to.
     fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot>;
+
+    /// What makes snapshots of several volumes in one moment, if there is such a thing: volumes of the same can be given to
+    /// [`create_snapshots`](Self::create_snapshots) together.
+    fn moment(&self) -> Option<String> {
+        None
+    }
+
+    /// Makes sure of one state of several volumes of one [`moment`](Self::moment), this one among them; in their order.
+    ///
+    /// # Errors
+    /// Those of [`create_snapshot`](Self::create_snapshot).
+    fn create_snapshots(&self, members: &[Member<'_>]) -> VaultResult<Vec<Snapshot>> {
+        members.iter().map(|member| member.volume.create_snapshot(member.request)).collect()
+    }
+}
+
+/// One of several volumes.
+#[derive(Debug, Clone, Copy)]
+pub struct Member<'a> {
+    /// The volume.
+    pub volume: &'a dyn HostBackend,
+    /// How it is to be read.
+    pub request: &'a SnapshotRequest,
+}
+
+impl<'a> Member<'a> {
+    /// The volume, of a kind that it is known to be of.
+    fn of<T: HostBackend>(&self) -> VaultResult<&'a T> {
+        let any: &'a dyn Any = self.volume;
+        any.downcast_ref().ok_or_else(|| VaultError::Internal("volumes of several kinds at once".to_owned()))
+    }
 }
 
 /// What a volume is in.
@@ -211,6 +247,11 @@ impl Reading {
     pub const fn is_of_one_moment(&self) -> bool {
         matches!(self, Self::Clone | Self::Machine | Self::Snapshot)
     }
+
+    /// Whether it fails if somebody writes to it between its opening and the end of its being read.
+    pub const fn is_guarded(&self) -> bool {
+        matches!(self, Self::InPlace(_) | Self::Qemu)
+    }
 }
 
 impl fmt::Display for Reading {
@@ -229,31 +270,6 @@ impl fmt::Display for Reading {
                 "live, without a snapshot: what is written to meanwhile is there as of different moments",
             ),
         }
-    }
-}
-
-/// Takes a snapshot of a volume while the filesystems of the guest that has it stand still.
-///
-/// # Errors
-/// Those of [`HostBackend::create_snapshot`]; `Io` for a guest that does not stand still; `Invalid` where it would have to as long as the
-/// volume is read.
-pub fn create_snapshot_of_guest(
-    volume: &Volume,
-    request: &SnapshotRequest,
-    agent: Option<&Path>,
-) -> VaultResult<Snapshot> {
-    let Some(agent) = agent else { return volume.create_snapshot(request) };
-    let frozen = guest::Frozen::freeze(agent)?;
-    let snapshot = volume.create_snapshot(request);
-    frozen.thaw()?;
-    match snapshot {
-        Ok(snapshot) if !snapshot.reading.is_of_one_moment() => Err(VaultError::Invalid(format!(
-            "{}: it is read {}, and a guest can't stand still for as long; a guest agent is for what is read from a \
-             snapshot: images on XFS and btrfs, running machines (qmp:SOCKET:NODE), thin volumes and zvols",
-            volume.place(),
-            snapshot.reading
-        ))),
-        other => other,
     }
 }
 

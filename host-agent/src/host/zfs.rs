@@ -3,29 +3,33 @@
 //! A snapshot of a zvol is read through a clone, as its own device shows only where the property `snapdev` says so, which is not ours
 //! to change.
 //!
+//! A restore may make one, by a name that there is not yet.
+//!
 //! Invariant: a snapshot that tells what changed since a backup is kept until the next is committed; any other, and every clone,
 //! goes as soon as it was read, and what a killed process left, with the next backup of the volume.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use strongroom_format::ids::BackupId;
-use strongroom_vault::VaultResult;
 use strongroom_vault::backup::{Hint, Source};
+use strongroom_vault::restore::{BlockDevice, Destination};
+use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
+use super::kept::{Kept, Snapshots, TEMPORARY};
+use super::new_volume::{self, Volumes};
 use super::owner::{self, Own};
 use super::tools::{Tool, is_plain, wait_for};
 use super::track::{self, Extents, Record};
-use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed};
+use super::{HostBackend, Leave, Member, Place, Reading, Snapshot, SnapshotRequest, failed};
 
 const PACKAGE: &str = "the package zfsutils-linux, zfs-utils or zfs";
 const ZFS: Tool = Tool { name: "zfs", package: PACKAGE };
 const ZSTREAM: Tool = Tool { name: "zstream", package: PACKAGE };
 
-/// What the names of snapshots and clones begin with that go once they were read.
-const TEMPORARY: &str = "strongroom-once-";
+/// The longest block of a zvol, bytes: its length is a multiple of its block's (zfsprops(7)).
+const MAX_BLOCK_BYTES: u64 = 128 << 10;
 /// The object of a zvol that holds its data (`ZVOL_OBJ`).
 const DATA_OBJECT: &str = "1";
 
@@ -52,8 +56,8 @@ impl Zvol {
         format!("{}@{name}", self.dataset)
     }
 
-    /// A clone beside the volume.
-    fn clone_of(&self, name: &str) -> String {
+    /// Another volume beside this one.
+    fn beside(&self, name: &str) -> String {
         let parent = self.dataset.rsplit_once('/').map_or(self.dataset.as_str(), |(parent, _)| parent);
         format!("{parent}/{name}")
     }
@@ -70,15 +74,20 @@ impl Zvol {
 
     /// Removes what killed processes left of it.
     fn clean_up(&self) -> VaultResult<()> {
-        let left = |name: &str| name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over);
-        let parent = self.dataset.rsplit_once('/').map_or(self.dataset.as_str(), |(parent, _)| parent);
         // Clones first: a snapshot can't go before them.
-        for name in Self::list("volume", parent, '/')?.iter().filter(|name| left(name)) {
-            warn!(clone = name, "removing what a killed backup left");
-            Self::destroy(&self.clone_of(name))?;
-        }
-        for name in Self::list("snapshot", &self.dataset, '@')?.iter().filter(|name| left(name)) {
+        self.remove_clones_left()?;
+        for name in Self::list("snapshot", &self.dataset, '@')?.iter().filter(|name| is_left(name)) {
             Self::destroy(&self.snapshot(name))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what killed processes left beside it: clones, and volumes that are not complete.
+    fn remove_clones_left(&self) -> VaultResult<()> {
+        let parent = self.dataset.rsplit_once('/').map_or(self.dataset.as_str(), |(parent, _)| parent);
+        for name in Self::list("volume", parent, '/')?.iter().filter(|name| is_left(name)) {
+            warn!(volume = name, "removing what a killed process left");
+            Self::destroy(&self.beside(name))?;
         }
         Ok(())
     }
@@ -100,6 +109,11 @@ impl Zvol {
         }
         Ok(differences.extents.found())
     }
+}
+
+/// Whether a name is that of something temporary that nobody uses any more.
+fn is_left(name: &str) -> bool {
+    name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over)
 }
 
 /// Which bytes of a volume a stream writes or frees, by what `zstream dump -v` prints of it.
@@ -141,26 +155,46 @@ impl HostBackend for Zvol {
     }
 
     fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
-        self.clean_up()?;
-        let plan = match request.tracking {
-            Some(tracking) => Some(Plan::of(&self.found()?, tracking)),
-            None => None,
-        };
-        for record in plan.iter().flat_map(|plan| &plan.remove) {
-            Self::destroy(&self.snapshot(&record.to_string()))?;
+        let mut one = self.create_snapshots(&[Member { volume: self, request }])?;
+        one.pop().ok_or_else(|| VaultError::Internal("no snapshot of one volume".to_owned()))
+    }
+
+    /// Its pool: what one command snapshots there is of one moment (zfs-snapshot(8)).
+    fn moment(&self) -> Option<String> {
+        self.dataset.split_once('/').map(|(pool, _)| format!("zfs:{pool}"))
+    }
+
+    fn create_snapshots(&self, members: &[Member<'_>]) -> VaultResult<Vec<Snapshot>> {
+        let mut wanted = Vec::new();
+        for member in members {
+            let zvol: &Self = member.of()?;
+            zvol.clean_up()?;
+            let plan = match member.request.tracking {
+                Some(tracking) => Some(Plan::of(&zvol.found()?, tracking)),
+                None => None,
+            };
+            for record in plan.iter().flat_map(|plan| &plan.remove) {
+                Self::destroy(&zvol.snapshot(&record.to_string()))?;
+            }
+            let own = Own::new();
+            let once = format!("{TEMPORARY}{own}");
+            let name = plan.as_ref().map_or_else(|| once.clone(), |plan| plan.next.to_string());
+            wanted.push((Through { zvol: zvol.clone(), clone: zvol.beside(&once) }, name, plan, own));
         }
-        let own = Own::new();
-        let once = format!("{TEMPORARY}{own}");
-        let name = plan.as_ref().map_or_else(|| once.clone(), |plan| plan.next.to_string());
-        ZFS.run(&["snapshot", &self.snapshot(&name)])?;
-        let clone = self.clone_of(&once);
-        let by = plan.as_ref().map(|plan| plan.by.clone());
-        let backup = plan.as_ref().map(|plan| plan.next.backup);
-        let (zvol, snapshot) = (self.clone(), name.clone());
-        let kept = Kept { zvol: self.clone(), name, clone: clone.clone(), plan, done: false, _own: own };
-        let open = move || zvol.open(&snapshot, &clone, by);
-        let leave = Leave::with(move |committed| kept.end(committed));
-        Ok(Snapshot::later(open, Reading::Snapshot, backup, leave))
+        let names: Vec<String> =
+            wanted.iter().map(|(through, name, ..)| through.zvol.snapshot(name)).collect();
+        let names = names.iter().map(String::as_str);
+        ZFS.run(&std::iter::once("snapshot").chain(names).collect::<Vec<_>>())?;
+        let snapshots = wanted.into_iter().map(|(through, name, plan, own)| {
+            let by = plan.as_ref().map(|plan| plan.by.clone());
+            let backup = plan.as_ref().map(|plan| plan.next.backup);
+            let Through { zvol, clone } = through.clone();
+            let kept = Kept::new(through, name.clone(), plan, own);
+            let open = move || zvol.open(&name, &clone, by);
+            let leave = Leave::with(move |committed| kept.end(committed));
+            Snapshot::later(open, Reading::Snapshot, backup, leave)
+        });
+        Ok(snapshots.collect())
     }
 }
 
@@ -185,60 +219,110 @@ pub fn clean_up() {
     for (kind, sign) in [("volume", '/'), ("snapshot", '@')] {
         let Ok(told) = ZFS.run(&["list", "-H", "-t", kind, "-o", "name"]) else { return };
         for name in told.lines() {
-            let short = name.rsplit_once(sign).and_then(|(_, short)| short.strip_prefix(TEMPORARY));
-            if short.is_some_and(owner::is_left_over) {
+            if name.rsplit_once(sign).is_some_and(|(_, short)| is_left(short)) {
                 match Zvol::destroy(name) {
-                    Ok(()) => warn!(name, "removed what a killed backup left"),
-                    Err(error) => warn!(name, %error, "what a killed backup left stays"),
+                    Ok(()) => warn!(name, "removed what a killed process left"),
+                    Err(error) => warn!(name, %error, "what a killed process left stays"),
                 }
             }
         }
     }
 }
 
-/// A snapshot that was made, and its clone, if that was made yet.
-struct Kept {
+/// A zvol, and the clone that a snapshot of it is read through.
+#[derive(Debug, Clone)]
+struct Through {
     zvol: Zvol,
-    name: String,
     clone: String,
-    plan: Option<Plan>,
-    done: bool,
-    _own: Own,
 }
 
-impl Kept {
-    fn end(mut self, committed: Option<BackupId>) -> VaultResult<()> {
-        self.done = true;
-        self.drop_clone()?;
-        let zvol = &self.zvol;
-        let Some(plan) = &self.plan else { return Zvol::destroy(&zvol.snapshot(&self.name)) };
-        let Some(backup) = committed else { return Ok(()) };
-        if backup != plan.next.backup {
-            let name = Record { backup, ..plan.next }.to_string();
-            ZFS.run(&["rename", &zvol.snapshot(&self.name), &zvol.snapshot(&name)])?;
-        }
-        let stale = plan.stale_after(&zvol.found()?, backup);
-        stale.into_iter().try_for_each(|record| Zvol::destroy(&zvol.snapshot(&record.to_string())))
+impl Snapshots for Through {
+    fn found(&self) -> VaultResult<Vec<Found>> {
+        self.zvol.found()
     }
 
-    fn drop_clone(&self) -> VaultResult<()> {
-        match ZFS.run(&["list", "-H", "-o", "name", &self.clone]) {
-            Ok(_) => Zvol::destroy(&self.clone),
-            // It was not made yet.
-            Err(_) => Ok(()),
-        }
+    fn close(&self, _: &str, _: bool) -> VaultResult<()> {
+        // It may not be made yet.
+        if exists(&self.clone) { Zvol::destroy(&self.clone) } else { Ok(()) }
+    }
+
+    fn rename(&self, from: &str, to: &str) -> VaultResult<()> {
+        rename(&self.zvol.snapshot(from), &self.zvol.snapshot(to))
+    }
+
+    fn remove(&self, name: &str) -> VaultResult<()> {
+        Zvol::destroy(&self.zvol.snapshot(name))
     }
 }
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // Before it was read at all.
-        if self.done {
-            return;
-        }
-        if let Err(error) = self.drop_clone().and_then(|()| Zvol::destroy(&self.zvol.snapshot(&self.name))) {
-            warn!(%error, "a snapshot stays; the next backup of the volume removes it");
-        }
+fn rename(from: &str, to: &str) -> VaultResult<()> {
+    ZFS.run(&["rename", from, to]).map(|_| ())
+}
+
+fn exists(name: &str) -> bool {
+    ZFS.run(&["list", "-H", "-o", "name", name]).is_ok()
+}
+
+/// A zvol to be made: its name is that of a dataset that there is not yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewZvol {
+    /// As it is written.
+    pub name: String,
+    dataset: String,
+}
+
+impl NewZvol {
+    /// Reads what comes after `zfs:`.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        Zvol::parse(text).map(|Zvol { name, dataset }| Self { name, dataset })
+    }
+
+    /// Whether it is there.
+    pub fn exists(&self) -> bool {
+        exists(&self.dataset)
+    }
+
+    /// Makes it under another name, as [`new_volume::make`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn make(self, size_bytes: u64, overwrite: bool) -> VaultResult<Box<dyn Destination>> {
+        let zvol = Zvol { name: self.name, dataset: self.dataset };
+        zvol.remove_clones_left()?;
+        let (shown, name) = (zvol.name.clone(), zvol.dataset.clone());
+        let short = name.rsplit_once('/').map_or(name.as_str(), |(_, short)| short).to_owned();
+        new_volume::make(Beside(zvol), &shown, &short, size_bytes, overwrite)
+    }
+}
+
+/// Volumes beside one, by the last part of their names.
+#[derive(Debug)]
+struct Beside(Zvol);
+
+impl Volumes for Beside {
+    fn exists(&self, name: &str) -> VaultResult<bool> {
+        Ok(exists(&self.0.beside(name)))
+    }
+
+    fn make(&self, name: &str, size_bytes: u64) -> VaultResult<BlockDevice> {
+        let (name, size) =
+            (self.0.beside(name), size_bytes.max(1).next_multiple_of(MAX_BLOCK_BYTES).to_string());
+        // Thin: what is not written takes no space, and reads as zeros.
+        ZFS.run(&["create", "-s", "-V", &size, &name])?;
+        let device = PathBuf::from("/dev/zvol").join(name);
+        wait_for(&device)?;
+        Ok(BlockDevice::open(&device)?.reading_zeros())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> VaultResult<()> {
+        rename(&self.0.beside(from), &self.0.beside(to))
+    }
+
+    fn remove(&self, name: &str) -> VaultResult<()> {
+        Zvol::destroy(&self.0.beside(name))
     }
 }
 

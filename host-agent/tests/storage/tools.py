@@ -53,6 +53,17 @@ def link(device, volume):
     device.symlink_to(VOLUMES / volume)
 
 
+def fill(path, size, unit, zeros):
+    """Makes a volume of whole units; what is in it that nobody wrote is somebody else's, if the storage does not see to it."""
+    size = -(-size // unit) * unit
+    with path.open("wb") as file:
+        if zeros:
+            file.truncate(size)
+        else:
+            file.write(b"stale bytes. " * (size // 13 + 1))
+            file.truncate(size)
+
+
 def blocks(name):
     data = (VOLUMES / name).read_bytes()
     return [data[at:at + BLOCK] for at in range(0, len(data), BLOCK)]
@@ -70,19 +81,26 @@ def lvs(args):
     if not any(row["vg"] == rest[0] for row in rows.values()):
         sys.exit(f'  Volume group "{rest[0]}" not found')
     known = [{"lv_name": name, **row} for name, row in rows.items() if row["vg"] == rest[0]]
-    print(json.dumps({"report": [{"lv": [{column: row[column] for column in columns} for row in known]}]}))
+    print(json.dumps({"report": [{"lv": [{column: row.get(column, "") for column in columns} for row in known]}]}))
 
 
 def lvcreate(args):
-    found, rest = options(args, ["--setactivationskip", "--activate", "--permission", "--name"], ["--snapshot"])
-    group, origin = rest[0].split("/")
+    values = ["--setactivationskip", "--activate", "--permission", "--name", "--type", "--virtualsize", "--thinpool"]
+    found, rest = options(args, values, ["--snapshot"])
+    group, _, origin = rest[0].partition("/")
     name = found["--name"][0]
     rows = table()
     if name in rows:
         sys.exit(f'  Logical Volume "{name}" already exists in volume group "{group}"')
     ids = [int(row["thin_id"]) for row in rows.values() if row["thin_id"]]
-    rows[name] = {"vg": group, "origin": origin, "pool_lv": rows[origin]["pool_lv"], "thin_id": str(max(ids) + 1)}
-    shutil.copy(VOLUMES / origin, VOLUMES / name)
+    rows[name] = {"vg": group, "origin": origin, "thin_id": str(max(ids) + 1)}
+    if "--snapshot" in found:
+        rows[name]["pool_lv"] = rows[origin]["pool_lv"]
+        shutil.copy(VOLUMES / origin, VOLUMES / name)
+    else:
+        assert found["--type"] == ["thin"] and "--permission" not in found, args
+        rows[name]["pool_lv"] = found["--thinpool"][0]
+        fill(VOLUMES / name, int(found["--virtualsize"][0].removesuffix("b")), 4 << 20, rows[rows[name]["pool_lv"]]["zero"])
     link(f"/dev/{group}/{name}", name)
     keep(rows)
     print(f'  Logical volume "{name}" created.')
@@ -92,7 +110,7 @@ def lvremove(args):
     _, rest = options(args, [], ["--yes"])
     group, name = rest[0].split("/")
     rows = table()
-    if name not in rows or not rows[name]["origin"]:
+    if name not in rows or not (rows[name]["origin"] or name.startswith("strongroom-")):
         sys.exit(f"  Failed to find logical volume \"{rest[0]}\"")
     del rows[name]
     keep(rows)
@@ -112,6 +130,10 @@ def lvrename(args):
     rows[to] = rows.pop(name)
     keep(rows)
     (VOLUMES / name).rename(VOLUMES / to)
+    device = Path(f"/dev/{group}/{name}")
+    if device.is_symlink():
+        device.unlink()
+        link(f"/dev/{group}/{to}", to)
 
 
 def dmsetup(args):
@@ -158,9 +180,18 @@ def zfs(args):
             if row["kind"] == kind and below:
                 print(name)
     elif command == "snapshot":
-        name = args[0]
-        rows[name] = {"kind": "snapshot", "file": name.replace("/", "_")}
-        shutil.copy(VOLUMES / rows[name.split("@")[0]]["file"], VOLUMES / rows[name]["file"])
+        for name in args:
+            rows[name] = {"kind": "snapshot", "file": name.replace("/", "_")}
+            shutil.copy(VOLUMES / rows[name.split("@")[0]]["file"], VOLUMES / rows[name]["file"])
+    elif command == "create":
+        found, (name,) = options(args, ["-V"], ["-s"])
+        assert "-s" in found, args
+        size = int(found["-V"][0])
+        if size % (16 << 10):
+            sys.exit(f"cannot create '{name}': volume size must be a multiple of volume block size")
+        rows[name] = {"kind": "volume", "file": name.replace("/", "_")}
+        fill(VOLUMES / rows[name]["file"], size, 1, True)
+        link(f"/dev/zvol/{name}", rows[name]["file"])
     elif command == "clone":
         found, (snapshot, clone) = options(args, ["-o"])
         assert found["-o"] == ["readonly=on", "volmode=dev"]
@@ -171,12 +202,18 @@ def zfs(args):
         if any(row.get("origin") == name for row in rows.values()):
             sys.exit(f"cannot destroy '{name}': snapshot has dependent clones")
         row = rows.pop(name)
-        if row["kind"] == "snapshot":
+        if "origin" not in row:
             (VOLUMES / row["file"]).unlink()
-        else:
+        if row["kind"] == "volume":
             Path("/dev/zvol", name).unlink(missing_ok=True)
     elif command == "rename":
+        if args[1] in rows:
+            sys.exit(f"cannot rename to '{args[1]}': dataset already exists")
         rows[args[1]] = rows.pop(args[0])
+        device = Path("/dev/zvol", args[0])
+        if device.is_symlink():
+            device.unlink()
+            link(f"/dev/zvol/{args[1]}", rows[args[1]]["file"])
     elif command == "get":
         assert args[:-1] == ["-H", "-p", "-o", "value", "volsize"], args
         print((VOLUMES / rows[args[-1]]["file"]).stat().st_size)

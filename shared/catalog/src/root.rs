@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{BackupId, Epoch, Incarnation, IndexId, SessionId, TargetId, TimestampMs};
 use strongroom_format::layout::NodeKey;
-use strongroom_format::manifest::Manifest;
+use strongroom_format::manifest::{Group, Manifest};
 use strongroom_format::seal::{Kind, SealedBody};
 
 use crate::dead::{Batch, ObjectName};
@@ -60,7 +60,12 @@ impl SealedBody for Root {
     fn version(&self) -> u8 {
         let has_moved = self.moved.is_some() || self.dead.iter().any(|batch| batch.rewritten);
         let is_paced = self.volumes.values().any(|volume| volume.paced_until.is_some());
-        if has_moved || is_paced || self.usage.is_some() || self.dead_index.is_some() { 2 } else { 1 }
+        let is_grouped = self.backups().any(|(_, backup)| backup.group.is_some());
+        if has_moved || is_paced || is_grouped || self.usage.is_some() || self.dead_index.is_some() {
+            2
+        } else {
+            1
+        }
     }
 }
 
@@ -91,6 +96,9 @@ pub struct BackupEntry {
     pub stored_bytes: u64,
     /// When it was moved to the trash; `None` while it is live.
     pub trashed: Option<TimestampMs>,
+    /// The backups that it was made with, if its volume was snapshotted together with others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
 }
 
 impl BackupEntry {
@@ -103,6 +111,7 @@ impl BackupEntry {
             logical_bytes: manifest.size_bytes,
             stored_bytes: manifest.stats.stored_bytes,
             trashed: None,
+            group: manifest.group,
         }
     }
 

@@ -56,6 +56,7 @@ fn manifest(backup: u8, base: u64, packs: &[u8], parent: Option<u8>) -> Manifest
         new_packs: packs.iter().map(|n| PackId::from_bytes(id(*n))).collect(),
         new_indexes: vec![IndexId::from_bytes(id(backup))],
         stats: Default::default(),
+        group: None,
     }
 }
 
@@ -239,6 +240,7 @@ fn volume_with(hours: &[u64]) -> Root {
             logical_bytes: 0,
             stored_bytes: 0,
             trashed: None,
+            group: None,
         })
         .collect();
     root.volumes.insert("v".to_owned(), Volume { backups, ..Volume::default() });

@@ -6,9 +6,10 @@
 use serde::{Deserialize, Serialize};
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_format::ids::{BackupId, TimestampMs};
+use strongroom_format::manifest::Group;
 use strongroom_format::seal::{Kind, SealedBody};
 
-use crate::volume::RetentionSpec;
+use crate::volume::{Member, RetentionSpec};
 
 /// The most a reader takes for a run, bytes.
 pub const MAX_RUN_BYTES: u64 = 1 << 20;
@@ -45,6 +46,9 @@ pub enum Job {
         host: String,
         /// What the host reads.
         source: String,
+        /// Volumes that are snapshotted and backed up together with it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        with: Vec<Member>,
         /// The target; the home if none is named.
         target: Option<String>,
         /// Another chunker than the target's.
@@ -218,7 +222,10 @@ pub struct RunResult {
     /// The backup that was made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backup: Option<BackupId>,
-    /// Length of the volume, bytes.
+    /// The group that it is of, if other volumes were backed up with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
+    /// Length of the volume, or of all that were backed up together, bytes.
     pub logical_bytes: u64,
     /// Bytes that were stored, or written by a restore.
     pub stored_bytes: u64,

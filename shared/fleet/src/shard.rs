@@ -76,7 +76,7 @@ impl Shard {
         }
         self.volumes.iter().try_for_each(|(name, volume)| {
             check_volume_name(name)?;
-            volume.spec.check().map_err(|reason| format!("volume '{name}': {reason}"))
+            volume.spec.check(name).map_err(|reason| format!("volume '{name}': {reason}"))
         })
     }
 

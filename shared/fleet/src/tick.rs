@@ -116,6 +116,7 @@ pub fn backup_job(name: &str, volume: &VolumeState) -> Job {
         volume: name.to_owned(),
         host: volume.spec.host.clone(),
         source: volume.spec.source.clone(),
+        with: volume.spec.with.clone(),
         target: volume.spec.target.clone(),
         chunker: volume.spec.chunker,
     }
@@ -154,6 +155,7 @@ mod tests {
         let spec = VolumeSpec {
             host: "h".to_owned(),
             source: "/dev/x".to_owned(),
+            with: Vec::new(),
             target: None,
             chunker: None,
             schedule: Some(schedule),

@@ -1,15 +1,20 @@
 //! A volume of a fleet: what is to be done with it, and how far that is.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use strongroom_catalog::retention::{Policy, Rate};
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_format::ids::{RunId, TimestampMs};
+use strongroom_format::manifest::check_volume_name;
 
 use crate::schedule::{Schedule, ScheduleError, Slots};
 use crate::settings::check_host_name;
 
 /// The longest source, bytes.
 const MAX_SOURCE_BYTES: usize = 4096;
+/// The most volumes that are backed up together with one: more disks than a machine has, and runs stay small.
+const MAX_MEMBERS: usize = 64;
 
 /// What is to be done with a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +24,9 @@ pub struct VolumeSpec {
     pub host: String,
     /// What the agent reads: a path on the host, which the agent's own configuration must allow.
     pub source: String,
+    /// Other volumes of the host, which are snapshotted and backed up together with it: their backups are one group.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub with: Vec<Member>,
     /// The target it goes to; the home if none is named.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
@@ -34,6 +42,16 @@ pub struct VolumeSpec {
     /// Recovery point objective: how old its newest backup may become before somebody is told, milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rpo_ms: Option<u64>,
+}
+
+/// A volume that is backed up together with another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Member {
+    /// Its name.
+    pub volume: String,
+    /// What the agent reads.
+    pub source: String,
 }
 
 /// What retention keeps of a volume: the options of `strongroom retention`.
@@ -77,14 +95,25 @@ impl RetentionSpec {
 }
 
 impl VolumeSpec {
-    /// Says what is wrong with it, if anything.
+    /// Says what is wrong with it as what is to be done with the volume `name`, if anything.
     ///
     /// # Errors
     /// The reason, in words.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self, name: &str) -> Result<(), String> {
         check_host_name(&self.host)?;
-        if self.source.is_empty() || self.source.len() > MAX_SOURCE_BYTES {
-            return Err(format!("a source has 1 to {MAX_SOURCE_BYTES} bytes"));
+        check_source(&self.source)?;
+        if self.with.len() > MAX_MEMBERS {
+            return Err(format!("a volume is backed up together with at most {MAX_MEMBERS} others"));
+        }
+        let mut names = BTreeSet::from([name]);
+        for Member { volume, source } in &self.with {
+            check_volume_name(volume)?;
+            check_source(source)?;
+            if !names.insert(volume.as_str()) {
+                return Err(format!(
+                    "'{volume}' is named twice among the volumes that are backed up together"
+                ));
+            }
         }
         if let Some(chunker) = self.chunker {
             chunker.validated().map_err(|error| error.to_string())?;
@@ -105,6 +134,13 @@ impl VolumeSpec {
     pub fn slots(&self) -> Result<Option<Slots>, ScheduleError> {
         self.schedule.as_ref().filter(|schedule| !schedule.paused).map(Schedule::slots).transpose()
     }
+}
+
+fn check_source(source: &str) -> Result<(), String> {
+    if source.is_empty() || source.len() > MAX_SOURCE_BYTES {
+        return Err(format!("a source has 1 to {MAX_SOURCE_BYTES} bytes"));
+    }
+    Ok(())
 }
 
 /// A volume and how far it is.

@@ -162,6 +162,10 @@ random_id_type!(
     NodeId, "a node id"
 );
 random_id_type!(
+    /// Names a group of backups whose volumes were snapshotted together.
+    GroupId, "a group id"
+);
+random_id_type!(
     /// Names a run: one attempt to back up, restore, verify, retain or collect.
     RunId, "a run id"
 );

@@ -3,11 +3,12 @@
 //! Invariant: the runs of a manifest cover the regions of the volume exactly, in order. A manifest names all it needs:
 //! with every index object and the root lost, manifests and packs restore the catalog.
 
+use rand::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::chunker::{ChunkerParams, REGION_BYTES};
 use crate::error::{FormatError, Problem};
-use crate::ids::{BackupId, Epoch, Incarnation, IndexId, PackId, SegmentId, SessionId, TimestampMs};
+use crate::ids::{BackupId, Epoch, GroupId, Incarnation, IndexId, PackId, SegmentId, SessionId, TimestampMs};
 use crate::layout::ObjectKey;
 use crate::seal::{Kind, SealedBody};
 
@@ -55,6 +56,27 @@ pub struct Manifest {
     pub new_indexes: Vec<IndexId>,
     /// What the session counted.
     pub stats: BackupStats,
+    /// The backups that it was made with, if its volume was snapshotted together with others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<Group>,
+}
+
+/// Backups of several volumes as of one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Group {
+    /// What all of them name.
+    pub id: GroupId,
+    /// How many there are: fewer where some were not committed, or were removed.
+    pub members: u32,
+}
+
+impl Group {
+    /// A new group for so many backups; none for a single one.
+    pub fn new(members: usize, rng: &mut impl Rng) -> Option<Self> {
+        let members = u32::try_from(members).ok().filter(|members| *members > 1)?;
+        Some(Self { id: GroupId::random(rng), members })
+    }
 }
 
 /// A segment object that a manifest uses.

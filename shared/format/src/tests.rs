@@ -341,6 +341,7 @@ proptest! {
             new_packs: Default::default(),
             new_indexes: Vec::new(),
             stats: Default::default(),
+            group: None,
         };
         let manifest = manifest.validated().unwrap();
         prop_assert_eq!(manifest.regions().collect::<Vec<_>>(), sources);

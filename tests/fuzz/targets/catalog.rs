@@ -103,6 +103,7 @@ fn root(input: &Input) -> Root {
             logical_bytes: backup.bytes,
             stored_bytes: backup.bytes,
             trashed: backup.trashed.map(TimestampMs),
+            group: None,
         });
         volumes.insert(name.clone(), Volume { backups: backups.collect(), ..Volume::default() });
     }
@@ -162,6 +163,7 @@ fn manifest(commit: &Commit) -> Manifest {
         new_packs: commit.packs.iter().map(|id| PackId::from_bytes([*id; 16])).collect(),
         new_indexes: commit.indexes.iter().map(|id| IndexId::from_bytes([*id; 16])).collect(),
         stats: Default::default(),
+        group: None,
     }
 }
 

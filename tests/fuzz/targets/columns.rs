@@ -321,6 +321,7 @@ impl Manifest {
             new_packs: Default::default(),
             new_indexes: Vec::new(),
             stats: Default::default(),
+            group: None,
         }
     }
 }

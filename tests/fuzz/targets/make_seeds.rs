@@ -127,6 +127,7 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
         new_packs: [PACK].into_iter().collect(),
         new_indexes: vec![IndexId::from_bytes([5; 16])],
         stats: Default::default(),
+        group: None,
     };
     let node = NodeKey { base_epoch: Epoch(7), id: NodeId::from_bytes([4; 16]) };
     let mut root = Root::first(WORLD.target, Incarnation::from_bytes([1; 16]), Epoch(9), TimestampMs(6));

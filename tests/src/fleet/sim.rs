@@ -185,6 +185,7 @@ async fn add_volumes(
         let spec = Box::new(VolumeSpec {
             host: format!("host-{}", number % 8),
             source: "/dev/volume".to_owned(),
+            with: Vec::new(),
             target: None,
             chunker: None,
             schedule: Some(schedule),

@@ -596,6 +596,7 @@ pub fn options(volume: &str, host: &str, cache_dir: Option<PathBuf>, uploads: u6
         uploads: usize::try_from(uploads).unwrap_or(1),
         ignore_parent: false,
         backup: None,
+        group: None,
     }
 }
 

@@ -75,6 +75,7 @@ async fn work(fleet: &Fleet, host: &str, run: &Run) -> VaultResult<RunResult> {
                 uploads: 1,
                 ignore_parent: false,
                 backup: None,
+                group: None,
             };
             let committer = QueueCommitter::new(Arc::clone(&service.outbox), name.clone());
             let source = Source::memory(volume, Bytes::from(content));

@@ -382,6 +382,7 @@ impl Generator {
                 chunks,
                 new_chunks: fresh.len() as u64,
             },
+            group: None,
         }
         .validated()
         .unwrap();

@@ -29,8 +29,8 @@ use strongroom_format::ids::{BackupId, Epoch, PackId, SessionId, TimestampMs};
 use strongroom_format::index::{IndexBody, MAX_INDEX_BYTES, directories_of};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::manifest::{
-    BackupStats, MAX_VOLUME_BYTES, Manifest, RegionSource, SegmentRef, check_volume_name, region_count,
-    runs_of,
+    BackupStats, Group, MAX_VOLUME_BYTES, Manifest, RegionSource, SegmentRef, check_volume_name,
+    region_count, runs_of,
 };
 use strongroom_format::pack::PackDirectory;
 use tokio::runtime::Handle;
@@ -81,6 +81,8 @@ pub struct BackupOptions {
     pub ignore_parent: bool,
     /// The id to give the backup, unless the catalog refuses it at first; a random one if `None`.
     pub backup: Option<BackupId>,
+    /// The backups that it is made with, of volumes that were snapshotted together.
+    pub group: Option<Group>,
 }
 
 /// What a backup came to.
@@ -208,6 +210,7 @@ struct Session {
     moved: Arc<Moved>,
     progress: Arc<Progress>,
     source_name: String,
+    group: Option<Group>,
 }
 
 impl Session {
@@ -259,6 +262,7 @@ impl Session {
             moved: Arc::new(moved),
             progress: Arc::clone(progress),
             source_name,
+            group: options.group,
         })
     }
 
@@ -448,6 +452,7 @@ impl Session {
                 chunks: Progress::read(&counted.chunks),
                 new_chunks: Progress::read(&counted.new_chunks),
             },
+            group: self.group,
         }
     }
 }

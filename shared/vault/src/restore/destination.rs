@@ -99,6 +99,12 @@ impl BlockDevice {
         Ok(Self { path: path.to_owned(), file, size_bytes, empty_to: 0 })
     }
 
+    /// Takes it as known that it was never written to, and reads as zeros where that stays so.
+    #[must_use]
+    pub fn reading_zeros(self) -> Self {
+        Self { empty_to: self.size_bytes, ..self }
+    }
+
     /// Gives back the space of the first bytes, so far as the device does that with the promise to read as zeros then.
     fn discard(&mut self, size_bytes: u64) -> io::Result<()> {
         // A device that can't may still have the kernel write zeros, all over.

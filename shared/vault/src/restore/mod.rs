@@ -25,7 +25,7 @@ use strongroom_format::manifest::{Manifest, RegionSource, region_len};
 use strongroom_format::segment::Extent;
 use tokio::sync::mpsc;
 
-pub use destination::{Destination, zero_range};
+pub use destination::{BlockDevice, Destination, zero_range};
 pub use incomplete::{IncompleteFile, folder_of};
 pub(crate) use reader::CACHED_SEGMENTS;
 pub use reader::{OpenSegment, SegmentReader, check_cover};

@@ -206,6 +206,7 @@ impl<S: ObjectStore> Catalog<S> {
             new_packs: own_packs.into_iter().collect(),
             new_indexes: indexes.iter().map(|(id, _)| *id).collect(),
             stats: BackupStats::default(),
+            group: None,
         };
         let key = ObjectKey::Manifest(manifest.backup);
         let bytes = target.sealer.seal(&key, &manifest.clone().validated()?, &mut rng);
