@@ -93,13 +93,15 @@ impl Machine {
         });
         let (mut stream, mut lines) = greeted.unwrap();
         let mut ask = |command: &str| {
-            // As the program asks: without what lies below each node, which may be about to go.
+            // As the program asks: without what lies below each node, which may be about to go; and by an id, as answers may come to what
+            // somebody else had asked who was killed.
             let flat = json!({ "flat": true });
             let arguments = if command == "query-named-block-nodes" { flat } else { json!({}) };
-            writeln!(stream, "{}", json!({ "execute": command, "arguments": arguments })).unwrap();
+            let id = format!("test-{command}");
+            writeln!(stream, "{}", json!({ "execute": command, "arguments": arguments, "id": id })).unwrap();
             loop {
                 let mut answer: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-                if answer.get("event").is_none() {
+                if answer["id"] == id.as_str() {
                     assert!(answer.get("return").is_some(), "{command}: {answer}");
                     return answer["return"].take();
                 }
@@ -428,6 +430,8 @@ fn a_monitor_that_talks_nonsense_is_an_error() {
         "{\"QMP\": {}}\n",
         "{\"QMP\": {}}\n{\"error\": {}}\n",
         &format!("{greeting}[]\n"),
+        // What somebody else had asked, who was cut off.
+        &format!("{{\"QMP\": {{}}}}\n{{ \"id\": \"1z14-0-1\", \"return\": {{}}}}\n"),
         &format!("{greeting}{{\"return\": [{{\"id\": 7}}]}}\n{{\"return\": 5}}\n"),
     ];
     for (number, answer) in answers.iter().enumerate() {
@@ -436,7 +440,18 @@ fn a_monitor_that_talks_nonsense_is_an_error() {
         let answer = (*answer).to_owned();
         let monitor = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            let _ = stream.write_all(answer.as_bytes());
+            let mut orders = BufReader::new(stream.try_clone().unwrap());
+            for line in answer.split_inclusive('\n') {
+                let mut line = line.to_owned();
+                let is_answer = line.contains("\"return\"") || line.contains("\"error\"");
+                if is_answer && !line.contains("\"1z14-0-1\"") {
+                    let mut order = String::new();
+                    orders.read_line(&mut order).unwrap();
+                    let order: Value = serde_json::from_str(&order).unwrap();
+                    line = line.replacen('{', &format!("{{\"id\": {}, ", order["id"]), 1);
+                }
+                let _ = stream.write_all(line.as_bytes());
+            }
         });
         let refused = place.run(&["backup", &format!("qmp:{}:disk0", socket.display()), "--volume", "v"]);
         assert_eq!(code(&refused), 1, "{number}: {}", String::from_utf8_lossy(&refused.stderr));

@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Cursor;
 use std::num::{NonZeroU32, NonZeroU64};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,12 +32,14 @@ use strongroom_fleet::run::{Job, Origin, Run, RunResult, RunState};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::settings::{FleetSettings, Host, TargetEntry};
 use strongroom_fleet::shard::{Shard, shard_of};
-use strongroom_fleet::volume::{RetentionSpec, VolumeSpec, VolumeState};
-use strongroom_format::ids::{BackupId, Epoch, RunId, SessionId, TimestampMs};
+use strongroom_fleet::volume::{Member, RetentionSpec, VolumeSpec, VolumeState};
+use strongroom_format::ids::{BackupId, Epoch, GroupId, RunId, SessionId, TimestampMs};
 use strongroom_format::layout::{NodeKey, ObjectKey};
+use strongroom_format::manifest::{Group, Manifest};
 use strongroom_format::seal::{SealedBody, Sealer};
 use strongroom_store::{DirectoryStore, ObjectStore};
 use strongroom_tests::{KeyAtHand, START_MS, World, files, noise};
+use strongroom_vault::backup::{BackupOptions, Source, backup};
 use strongroom_vault::collect::CollectOptions;
 use strongroom_vault::context::ManualClock;
 use strongroom_vault::rebuild::rebuild;
@@ -110,6 +113,7 @@ fn what_objects_say(sealer: &Sealer, objects: BTreeMap<String, Vec<u8>>) -> Map<
     }
     for key in keys {
         match key {
+            ObjectKey::Manifest(_) => drop(reader.read::<Manifest>(key)),
             ObjectKey::Outcome(_) => drop(reader.read::<Outcome>(key)),
             ObjectKey::Run(_) => drop(reader.read::<Run>(key)),
             ObjectKey::FleetSettings => drop(reader.read::<FleetSettings>(key)),
@@ -204,6 +208,7 @@ async fn generate() {
     assert!(root.moved.is_some() && root.usage.is_some() && root.dead_index.is_some());
     assert!(root.dead.iter().any(|batch| batch.rewritten));
     assert!(root.volumes.values().any(|volume| volume.paced_until.is_some()));
+    assert_eq!(root.backups().filter(|(_, backup)| backup.group.is_some()).count(), 2);
     let mut volumes = Map::new();
     for (_, backup) in root.backups() {
         let bytes = world.restore(backup.id).await.unwrap();
@@ -229,6 +234,13 @@ async fn history(world: &World) {
     }
     world.back_up("v", &volume).await.unwrap();
     let other = world.back_up("w", &noise(40 << 10, 3)).await.unwrap().backup;
+    let group = world.target.context.entropy.with(|rng| Group::new(2, rng));
+    for (name, seed) in [("x", 60), ("y", 61)] {
+        let bytes = noise(20 << 10, seed);
+        let source = Source::stream("test", Box::new(Cursor::new(bytes)));
+        let options = BackupOptions { group, ..world.options(name) };
+        backup(&world.target, source, &options, &Arc::new(Progress::default())).await.unwrap();
+    }
     delete(&world.target, &[first]).await.unwrap();
     collect().await;
     world.pass(9 * DAY_MS);
@@ -259,7 +271,7 @@ async fn fleet(world: &World, store: &DirectoryStore) {
     let spec = VolumeSpec {
         host: host.clone(),
         source: "/dev/vg0/v".to_owned(),
-        with: Vec::new(),
+        with: vec![Member { volume: "x".to_owned(), source: "/dev/vg0/x".to_owned() }],
         target: Some("far".to_owned()),
         chunker: Some("fixed:64KiB".parse().unwrap()),
         schedule: Some(Schedule {
@@ -300,11 +312,12 @@ async fn fleet(world: &World, store: &DirectoryStore) {
         volume: "v".to_owned(),
         host,
         source: "/dev/vg0/v".to_owned(),
-        with: Vec::new(),
+        with: vec![Member { volume: "x".to_owned(), source: "/dev/vg0/x".to_owned() }],
         target: None,
         chunker: Some("fixed:64KiB".parse().unwrap()),
     };
-    let result = RunResult { backup: Some(backup), logical_bytes: 1, ..RunResult::default() };
+    let group = Some(Group { id: GroupId::from_bytes([11; 16]), members: 2 });
+    let result = RunResult { backup: Some(backup), group, logical_bytes: 1, ..RunResult::default() };
     let run_body = Run {
         state: RunState::Succeeded { at, result },
         ..Run::new(job, Origin::Request { key: "a key".to_owned() }, at)

@@ -188,7 +188,7 @@ impl Agent {
         let target = self.service.targets.open(target.as_deref()).await?;
         let head = target.head().await?;
         let (_, entry) = find(&head.root, backup)?;
-        let overwrite = *overwrite || self.is_ours(id, &destination)?;
+        let overwrite = *overwrite || self.is_ours(id, &destination).await?;
         let options = RestoreOptions {
             host: self.settings.host(),
             range: range.map(|(start, end)| start..end),
@@ -207,7 +207,7 @@ impl Agent {
 
     /// Says whether a destination that exists was put there by an earlier attempt of this run, which died before it could
     /// say so. That there was nothing before the first one is noted beside the cache.
-    fn is_ours(&self, id: RunId, destination: &RestoreTo) -> VaultResult<bool> {
+    async fn is_ours(&self, id: RunId, destination: &RestoreTo) -> VaultResult<bool> {
         // Nothing is put anywhere.
         if matches!(destination, RestoreTo::Export { .. }) {
             return Ok(false);
@@ -218,7 +218,10 @@ impl Agent {
         if note.exists() {
             return Ok(true);
         }
-        if !destination.exists()? {
+        // Tools of storage may take their time.
+        let place = destination.clone();
+        let exists = tokio::task::spawn_blocking(move || place.exists()).await;
+        if !exists.map_err(|error| VaultError::Internal(error.to_string()))?? {
             let io = |error| VaultError::io("noting a restore", &note, error);
             std::fs::create_dir_all(&notes).map_err(io)?;
             std::fs::write(&note, destination.to_string()).map_err(io)?;

@@ -56,7 +56,7 @@ impl Frozen {
     fn meet(&mut self) -> VaultResult<()> {
         let id = u64::from(std::process::id());
         self.orders.send(&[MARK])?;
-        self.orders.give("guest-sync-delimited", &json!({ "id": id }))?;
+        self.give("guest-sync-delimited", &json!({ "id": id }))?;
         for _ in 0..MAX_STALE {
             if self.orders.until(MARK)?.last() != Some(&MARK) {
                 break;
@@ -68,8 +68,12 @@ impl Frozen {
         Err(self.orders.failed("no guest agent answers"))
     }
 
+    fn give(&mut self, command: &str, arguments: &Value) -> VaultResult<()> {
+        self.orders.give(&json!({ "execute": command, "arguments": arguments }))
+    }
+
     fn run(&mut self, command: &str, arguments: &Value) -> VaultResult<Value> {
-        self.orders.give(command, arguments)?;
+        self.give(command, arguments)?;
         let mut answer = self.orders.line()?;
         match answer.get_mut("return") {
             Some(returned) => Ok(returned.take()),

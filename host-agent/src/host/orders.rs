@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 use strongroom_vault::{VaultError, VaultResult};
 
 use super::failed;
@@ -43,9 +43,8 @@ impl Orders {
     ///
     /// # Errors
     /// `Io`.
-    pub fn give(&mut self, command: &str, arguments: &Value) -> VaultResult<()> {
-        let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
-        self.send(line.as_bytes())
+    pub fn give(&mut self, order: &Value) -> VaultResult<()> {
+        self.send(format!("{order}\n").as_bytes())
     }
 
     /// Sends bytes as they are.

@@ -10,17 +10,26 @@ use strongroom_vault::VaultResult;
 
 use super::failed;
 use super::orders::Orders;
+use super::owner::Own;
 
 /// The longest answer, bytes: a machine with hundreds of disks.
 const MAX_LINE_BYTES: u64 = 16 << 20;
 /// How long jobs may take to end that were told to.
 const JOB_PATIENCE: Duration = Duration::from_secs(60);
-/// Lines other than the answer that may come before it: events.
-const MAX_EVENTS: usize = 100_000;
+/// Lines other than the answer that may come before it: events, and answers to somebody who was cut off.
+const MAX_OTHERS: usize = 100_000;
 
 /// A connection to a machine's monitor.
+///
+/// What a killed process had asked for may be answered to whoever comes next. So each command has an id that nobody had before, and its answer
+/// is the one that has the same.
 #[derive(Debug)]
-pub struct Qmp(Orders);
+pub struct Qmp {
+    orders: Orders,
+    /// What the ids of commands begin with, before their numbers.
+    own: Own,
+    commands: u64,
+}
 
 impl Qmp {
     /// Connects to a monitor; a monitor has time for one at once.
@@ -39,14 +48,14 @@ impl Qmp {
         if greeting.get("QMP").is_none() {
             return Err(failed("connecting to", socket, "it is no QMP monitor"));
         }
-        let mut qmp = Self(orders);
+        let mut qmp = Self { orders, own: Own::new(), commands: 0 };
         qmp.run("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
     /// The socket, for what its other end is.
     pub fn stream(&self) -> &UnixStream {
-        self.0.stream()
+        self.orders.stream()
     }
 
     /// Has a command run, and gives what it returns.
@@ -55,18 +64,23 @@ impl Qmp {
     /// `Io`, with the machine's words.
     #[expect(clippy::needless_pass_by_value, reason = "made for the call")]
     pub fn run(&mut self, command: &str, arguments: Value) -> VaultResult<Value> {
-        self.0.give(command, &arguments)?;
-        for _ in 0..MAX_EVENTS {
-            let mut answer = self.0.line()?;
+        self.commands += 1;
+        let id = format!("{}-{}", self.own, self.commands);
+        self.orders.give(&json!({ "execute": command, "arguments": arguments, "id": id }))?;
+        for _ in 0..MAX_OTHERS {
+            let mut answer = self.orders.line()?;
+            if answer["id"] != id.as_str() {
+                continue;
+            }
             if let Some(returned) = answer.get_mut("return") {
                 return Ok(returned.take());
             }
             if let Some(error) = answer.get("error") {
                 let why = error["desc"].as_str().unwrap_or("it does not say why");
-                return Err(self.0.failed(format!("{command}: {why}")));
+                return Err(self.orders.failed(format!("{command}: {why}")));
             }
         }
-        Err(self.0.failed(format!("{command}: there is no end of events")))
+        Err(self.orders.failed(format!("{command}: no answer among all that comes")))
     }
 
     /// Ends jobs, and waits until they have.
@@ -84,7 +98,7 @@ impl Qmp {
                 return Ok(());
             }
             if begun.elapsed() > JOB_PATIENCE {
-                return Err(self.0.failed(format!("the job {} does not end", meant[0])));
+                return Err(self.orders.failed(format!("the job {} does not end", meant[0])));
             }
             for id in meant {
                 // It may be on its way out, and take no more orders.
