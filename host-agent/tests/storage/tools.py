@@ -209,7 +209,11 @@ def zfs(args):
     elif command == "rename":
         if args[1] in rows:
             sys.exit(f"cannot rename to '{args[1]}': dataset already exists")
-        rows[args[1]] = rows.pop(args[0])
+        row = rows[args[1]] = rows.pop(args[0])
+        if row["kind"] == "volume" and "origin" not in row:
+            file = args[1].replace("/", "_")
+            (VOLUMES / row["file"]).rename(VOLUMES / file)
+            row["file"] = file
         device = Path("/dev/zvol", args[0])
         if device.is_symlink():
             device.unlink()
