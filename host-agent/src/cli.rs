@@ -315,8 +315,8 @@ pub struct BackupArgs {
     /// Another chunker than the target's, for this volume
     #[arg(long, value_name = "CHUNKER")]
     pub chunker: Option<ChunkerParams>,
-    /// Takes it as said that nothing writes to the volumes while snapshots are made, as after a service was stopped: those of --with
-    /// need nothing then that makes them in one moment
+    /// Takes it as said that nothing writes to the volumes until their snapshots are made (or, without one, they are read), as after
+    /// a service was stopped: those of --with need nothing then that makes them in one moment
     #[arg(long, conflicts_with = "guest_agent")]
     pub quiesced: bool,
     /// Reads the source as it is, without a snapshot and even if it is written to meanwhile: what is backed up then is there

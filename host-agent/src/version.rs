@@ -4,6 +4,7 @@ use std::sync::LazyLock;
 
 use strongroom_catalog::root::Root;
 use strongroom_format::FORMAT_VERSION;
+use strongroom_format::manifest::Manifest;
 use strongroom_format::seal::SealedBody;
 
 static TEXT: LazyLock<String> = LazyLock::new(|| {
@@ -12,11 +13,12 @@ static TEXT: LazyLock<String> = LazyLock::new(|| {
         Some(commit) => format!("commit {commit}"),
         None => "unknown commit".to_owned(),
     };
-    let (version, root) = (env!("CARGO_PKG_VERSION"), Root::NEWEST_VERSION);
-    format!("{version} ({commit}, format {FORMAT_VERSION}, root {root})")
+    let (version, root, manifest) =
+        (env!("CARGO_PKG_VERSION"), Root::NEWEST_VERSION, Manifest::NEWEST_VERSION);
+    format!("{version} ({commit}, format {FORMAT_VERSION}, root {root}, manifest {manifest})")
 });
 
-/// The version as told to users, such as `0.1.0 (commit 8e286af53c21, format 1, root 2)`.
+/// The version as told to users, such as `0.1.0 (commit 8e286af53c21, format 1, root 2, manifest 2)`.
 pub fn text() -> &'static str {
     &TEXT
 }

@@ -10,6 +10,7 @@ use std::process::Command;
 use common::{Place, code, walk};
 use strongroom_catalog::root::Root;
 use strongroom_format::FORMAT_VERSION;
+use strongroom_format::manifest::Manifest;
 use strongroom_format::seal::SealedBody;
 
 /// docs/versioning.md: "`strongroom --version` tells the version, the commit, and the newest version of each format."
@@ -18,7 +19,8 @@ fn the_version_tells_commit_and_formats() {
     let place = Place::bare();
     let told = place.ran(&["--version"]);
     let rest = told.trim_end().strip_prefix(concat!("strongroom ", env!("CARGO_PKG_VERSION"), " (")).unwrap();
-    let formats = format!(", format {FORMAT_VERSION}, root {})", Root::NEWEST_VERSION);
+    let (root, manifest) = (Root::NEWEST_VERSION, Manifest::NEWEST_VERSION);
+    let formats = format!(", format {FORMAT_VERSION}, root {root}, manifest {manifest})");
     let commit = rest.strip_suffix(formats.as_str()).unwrap();
 
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();

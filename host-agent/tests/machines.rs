@@ -431,7 +431,7 @@ fn a_monitor_that_talks_nonsense_is_an_error() {
         "{\"QMP\": {}}\n{\"error\": {}}\n",
         &format!("{greeting}[]\n"),
         // What somebody else had asked, who was cut off.
-        &format!("{{\"QMP\": {{}}}}\n{{ \"id\": \"1z14-0-1\", \"return\": {{}}}}\n"),
+        "{\"QMP\": {}}\n{\"id\": \"1z14-0-1\", \"return\": {}}\n",
         &format!("{greeting}{{\"return\": [{{\"id\": 7}}]}}\n{{\"return\": 5}}\n"),
     ];
     for (number, answer) in answers.iter().enumerate() {

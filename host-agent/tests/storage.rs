@@ -240,43 +240,42 @@ fn zvols_of_one_pool_are_snapshotted_together() {
     storage.place.verified();
 }
 
-/// Restores a volume to a new one, and looks at what is there then.
-fn is_made_anew(storage: &Storage, destination: &str, name: &str, made: &[&str]) {
+/// Restores a volume to new ones, by names that begin with `new`, and looks at what is there then.
+fn is_made_anew(storage: &Storage, destination: &str, file: &str, made: &[&str]) {
     storage.back_up(&[]);
     let content = std::fs::read(&storage.file).unwrap();
-    let files = storage.place.path("state/volumes");
-    let holds = |file: &str| std::fs::read(files.join(file)).unwrap()[..content.len()] == content;
-    let restore = |more: &[&str]| {
-        storage.command(&[&["restore", "v@latest", destination], more].concat()).output().unwrap()
+    let restore = |name: &str| {
+        storage
+            .command(&["restore", "v@latest", &format!("{destination}{name}"), "--overwrite"])
+            .output()
+            .unwrap()
+    };
+    let holds = |name: &str| {
+        let path = storage.place.path("state/volumes").join(format!("{file}{name}"));
+        std::fs::read(path).is_ok_and(|bytes| bytes[..content.len()] == content)
     };
     storage.commands();
-    let output = restore(&[]);
+    let output = restore("");
     assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(storage.commands(), made);
-    assert!(holds(name));
-    let refused = restore(&[]);
+    assert!(holds(""));
+    let refused = restore("");
     assert_eq!(code(&refused), 4, "it exists: {}", String::from_utf8_lossy(&refused.stderr));
-    // Whatever moment it is killed at, what has the name is complete, and no other that is not stays.
-    let mut killed = 0;
-    for calls in 1.. {
+    // Whatever moment it is killed at, what has the name is complete, and nothing stays that is not.
+    for calls in 1..=made.len() {
+        let name = calls.to_string();
         storage.commands();
         let order = storage.place.file("state/kill-after", calls.to_string().as_bytes());
-        let output = restore(&["--overwrite"]);
+        let killed = restore(&name);
         std::fs::remove_file(order).unwrap();
-        if output.status.success() {
-            break;
-        }
-        assert_eq!(output.status.signal(), Some(9), "{}", String::from_utf8_lossy(&output.stderr));
-        killed += 1;
-        let rows = std::fs::read_to_string(storage.place.path("state/table.json")).unwrap();
-        assert!(rows.contains("strongroom-replaced-") || holds(name), "killed after {calls} commands");
-        let output = restore(&["--overwrite"]);
-        assert_eq!(code(&output), 0, "{}", String::from_utf8_lossy(&output.stderr));
-        assert!(holds(name), "killed after {calls} commands");
-        let rows = std::fs::read_to_string(storage.place.path("state/table.json")).unwrap();
-        assert!(!rows.contains("strongroom-once-"), "killed after {calls} commands: {rows}");
+        assert_eq!(killed.status.signal(), Some(9), "{}", String::from_utf8_lossy(&killed.stderr));
+        let is_there = holds(&name);
+        let output = restore(&name);
+        let expected = if is_there { 4 } else { 0 };
+        assert_eq!(code(&output), expected, "{calls}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(holds(&name), "killed after {calls} commands");
+        assert_eq!(storage.left(), 0, "killed after {calls} commands");
     }
-    assert!(killed > 4, "{killed}");
 }
 
 #[test]
@@ -291,11 +290,22 @@ fn a_volume_is_restored_to_a_new_thin_one() {
         "lvrename -- … … new",
     ];
     is_made_anew(&storage, "lvm-thin:strongroom-test-vg/thin-pool/new", "new", &made);
+    // Other names that there are: a volume of another kind, and the pool itself.
+    for name in ["thick", "thin-pool"] {
+        let taken = format!("lvm-thin:strongroom-test-vg/thin-pool/{name}");
+        let output = storage.command(&["restore", "v@latest", &taken, "--overwrite"]).output().unwrap();
+        assert_eq!(code(&output), 4, "{}", String::from_utf8_lossy(&output.stderr));
+    }
     // What a pool gives that does not zero what it gives is written over.
     let destination = "lvm-thin:strongroom-test-vg/stale-pool/other";
     assert!(storage.command(&["restore", "v@latest", destination]).status().unwrap().success());
     let restored = std::fs::read(storage.place.path("state/volumes/other")).unwrap();
     assert!(restored[..40 * MIB] == std::fs::read(&storage.file).unwrap());
+    let part = "lvm-thin:strongroom-test-vg/stale-pool/part";
+    assert!(storage.command(&["restore", "v@latest", part, "--range", "0+1000"]).status().unwrap().success());
+    let restored = std::fs::read(storage.place.path("state/volumes/part")).unwrap();
+    assert!(restored[..1000] == std::fs::read(&storage.file).unwrap()[..1000]);
+    assert!(restored[1000..].iter().all(|byte| *byte == 0), "what is behind it is somebody else's");
     let nowhere = "lvm-thin:strongroom-test-vg/no-pool/x";
     assert_eq!(code(&storage.command(&["restore", "v@latest", nowhere]).output().unwrap()), 2);
 }

@@ -193,7 +193,8 @@ def open_wrap(wrap, kek, target):
 def after_header(kind, data, what):
     check(len(data) >= 12, f"{what}: truncated")
     check(data[:8] == b"STRONGRM", f"{what}: not a Strongroom object")
-    check(data[8] == 1, f"{what}: format version {data[8]} is unknown to this reader, which knows 1")
+    newest = 2 if kind == MANIFEST else 1
+    check(1 <= data[8] <= newest, f"{what}: format version {data[8]} is unknown to this reader, which knows {newest}")
     check(data[9] == kind, f"{what}: is of kind {data[9]} where {kind} was expected")
     check(data[10:12] == bytes(2), f"{what}: reserved bytes are not zero")
     return data[12:]
@@ -224,14 +225,15 @@ class Target:
         check(path.stat().st_size <= limit, f"{key}: larger than {limit} bytes")
         return path.read_bytes()
 
-    def open_part(self, kind, key, sealed, extra=b"", what=None):
-        header = b"STRONGRM" + bytes([1, kind, 0, 0])
+    def open_part(self, kind, key, sealed, extra=b"", what=None, version=1):
+        header = b"STRONGRM" + bytes([version, kind, 0, 0])
         aad = b"strongroom/v1/object" + header + self.target + struct.pack("<H", len(key)) + key.encode() + extra
         return read_body(xchacha_open(self.seal_key, sealed, aad, what or key), kind, what or key)
 
     def open_object(self, kind, key, sealed_as=None):
-        part = after_header(kind, self.read(key, kind), key)
-        return self.open_part(kind, sealed_as or key, part, what=key)
+        data = self.read(key, kind)
+        part = after_header(kind, data, key)
+        return self.open_part(kind, sealed_as or key, part, what=key, version=data[8])
 
     # --- Keyring (section 6) ---
 

@@ -1,6 +1,7 @@
-//! A frozen target whose root has format version 2, as collection, retention at a limited rate and a fleet leave it.
+//! Frozen targets whose root has format version 2, as collection, retention at a limited rate and a fleet leave it; one of them with a group
+//! of backups, whose manifests have version 2, too.
 //!
-//! `tests/fixtures/root-v2/` was written once by the real operations; `expected.json` has what each sealed object says and
+//! `tests/fixtures/root-v2/` and `group-v2/` were written once by the real operations; `expected.json` has what each sealed object says and
 //! what each backup restores to. What was once written must be readable, and usable, for ever.
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
@@ -39,7 +40,7 @@ use strongroom_format::manifest::{Group, Manifest};
 use strongroom_format::seal::{SealedBody, Sealer};
 use strongroom_store::{DirectoryStore, ObjectStore};
 use strongroom_tests::{KeyAtHand, START_MS, World, files, noise};
-use strongroom_vault::backup::{BackupOptions, Source, backup};
+use strongroom_vault::backup::{BackupOptions, Source, Together, backup};
 use strongroom_vault::collect::CollectOptions;
 use strongroom_vault::context::ManualClock;
 use strongroom_vault::rebuild::rebuild;
@@ -49,13 +50,16 @@ use strongroom_vault::{Context, Entropy, Progress, target};
 
 const DAY_MS: u64 = 24 * 3_600_000;
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/root-v2")
+/// From before there were groups, and with them.
+const FIXTURES: [&str; 2] = ["root-v2", "group-v2"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
 /// The frozen target as a process of today opens it: a copy, so that it can be worked with.
-async fn thawed(folder: &Path) -> World {
-    for (name, bytes) in files(&fixture().join("target")).unwrap() {
+async fn thawed(fixture: &Path, folder: &Path) -> World {
+    for (name, bytes) in files(&fixture.join("target")).unwrap() {
         let path = folder.join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, bytes).unwrap();
@@ -113,7 +117,10 @@ fn what_objects_say(sealer: &Sealer, objects: BTreeMap<String, Vec<u8>>) -> Map<
     }
     for key in keys {
         match key {
-            ObjectKey::Manifest(_) => drop(reader.read::<Manifest>(key)),
+            // Those of version 1 have a fixture of their own.
+            ObjectKey::Manifest(_) if reader.objects[&key.to_string()][8] > 1 => {
+                drop(reader.read::<Manifest>(key))
+            }
             ObjectKey::Outcome(_) => drop(reader.read::<Outcome>(key)),
             ObjectKey::Run(_) => drop(reader.read::<Run>(key)),
             ObjectKey::FleetSettings => drop(reader.read::<FleetSettings>(key)),
@@ -125,8 +132,8 @@ fn what_objects_say(sealer: &Sealer, objects: BTreeMap<String, Vec<u8>>) -> Map<
     reader.said
 }
 
-fn expected() -> Value {
-    serde_json::from_slice(&fs::read(fixture().join("expected.json")).unwrap()).unwrap()
+fn expected(fixture: &Path) -> Value {
+    serde_json::from_slice(&fs::read(fixture.join("expected.json")).unwrap()).unwrap()
 }
 
 /// What the fixture's backups restore to.
@@ -147,45 +154,61 @@ async fn assert_sound(world: &World, kept: &[(BackupId, String)]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_object_still_says_what_it_said() {
-    let folder = tempfile::tempdir().unwrap();
-    let world = thawed(folder.path()).await;
-    let objects = files(&fixture().join("target")).unwrap();
-    assert_eq!(objects["root"][8], Root::NEWEST_VERSION, "a newer version needs a fixture of its own");
-    let said = what_objects_say(&world.target.sealer, objects);
-    let expected = expected();
-    let listed = expected["objects"].as_object().unwrap();
-    assert_eq!(said.keys().collect::<Vec<_>>(), listed.keys().collect::<Vec<_>>());
-    for (key, value) in &said {
-        assert_eq!(value, &listed[key], "{key}");
+    let mut manifests = 0;
+    for fixture in FIXTURES.map(fixture) {
+        let folder = tempfile::tempdir().unwrap();
+        let world = thawed(&fixture, folder.path()).await;
+        let objects = files(&fixture.join("target")).unwrap();
+        assert_eq!(objects["root"][8], Root::NEWEST_VERSION, "a newer version needs a fixture of its own");
+        manifests = manifests.max(
+            objects
+                .iter()
+                .filter(|(key, _)| key.starts_with("manifests/"))
+                .map(|(_, bytes)| bytes[8])
+                .max()
+                .unwrap(),
+        );
+        let said = what_objects_say(&world.target.sealer, objects);
+        let expected = expected(&fixture);
+        let listed = expected["objects"].as_object().unwrap();
+        assert_eq!(said.keys().collect::<Vec<_>>(), listed.keys().collect::<Vec<_>>());
+        for (key, value) in &said {
+            assert_eq!(value, &listed[key], "{key}");
+        }
     }
+    assert_eq!(manifests, Manifest::NEWEST_VERSION, "a newer version needs a fixture of its own");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_worked_with_like_any_target() {
-    let folder = tempfile::tempdir().unwrap();
-    let world = thawed(folder.path()).await;
-    let mut kept = volumes(&expected());
-    assert_sound(&world, &kept).await;
-    let bytes = noise(64 << 10, 77);
-    let report = world.back_up("v", &bytes).await.unwrap();
-    kept.push((report.backup, blake3::hash(&bytes).to_string()));
-    for _ in 0..3 {
-        world.collect().await.unwrap();
-        assert_sound(&world, &live(&world, &kept).await).await;
+    for fixture in FIXTURES.map(fixture) {
+        let folder = tempfile::tempdir().unwrap();
+        let world = thawed(&fixture, folder.path()).await;
+        let mut kept = volumes(&expected(&fixture));
+        assert_sound(&world, &kept).await;
+        let bytes = noise(64 << 10, 77);
+        let report = world.back_up("v", &bytes).await.unwrap();
+        kept.push((report.backup, blake3::hash(&bytes).to_string()));
+        for _ in 0..3 {
+            world.collect().await.unwrap();
+            assert_sound(&world, &live(&world, &kept).await).await;
+        }
+        let head = world.target.head().await.unwrap();
+        assert!(head.root.dead.is_empty(), "what was condemned then is gone: {:?}", head.root.dead);
     }
-    let head = world.target.head().await.unwrap();
-    assert!(head.root.dead.is_empty(), "what was condemned then is gone: {:?}", head.root.dead);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn its_root_is_rebuilt_when_lost() {
-    let folder = tempfile::tempdir().unwrap();
-    let world = thawed(folder.path()).await;
-    fs::remove_file(folder.path().join("root")).unwrap();
-    fs::remove_dir_all(folder.path().join("index")).unwrap();
-    let report = rebuild(&world.target).await.unwrap();
-    assert_eq!(report.incomplete.len(), 0, "{report:?}");
-    assert_sound(&world, &volumes(&expected())).await;
+    for fixture in FIXTURES.map(fixture) {
+        let folder = tempfile::tempdir().unwrap();
+        let world = thawed(&fixture, folder.path()).await;
+        fs::remove_file(folder.path().join("root")).unwrap();
+        fs::remove_dir_all(folder.path().join("index")).unwrap();
+        let report = rebuild(&world.target).await.unwrap();
+        assert_eq!(report.incomplete.len(), 0, "{report:?}");
+        assert_sound(&world, &volumes(&expected(&fixture))).await;
+    }
 }
 
 /// Those that collection without a grace has not taken from the trash.
@@ -197,8 +220,9 @@ async fn live(world: &World, kept: &[(BackupId, String)]) -> Vec<(BackupId, Stri
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "makes the fixture, which is done once"]
 async fn generate() {
-    assert!(!fixture().exists(), "{} exists: fixtures are never made again", fixture().display());
-    let folder = fixture().join("target");
+    let fixture = fixture(FIXTURES[1]);
+    assert!(!fixture.exists(), "{} exists: fixtures are never made again", fixture.display());
+    let folder = fixture.join("target");
     let store = Arc::new(DirectoryStore::create(folder.clone()).await.unwrap());
     let world = World::create(Arc::clone(&store) as _, "fixed:4KiB", 2).await.unwrap();
     history(&world).await;
@@ -217,7 +241,7 @@ async fn generate() {
     fs::remove_dir_all(folder.join(".locks")).unwrap();
     let objects = what_objects_say(&world.target.sealer, files(&folder).unwrap());
     let expected = json!({ "objects": objects, "volumes": volumes });
-    fs::write(fixture().join("expected.json"), serde_json::to_string_pretty(&expected).unwrap()).unwrap();
+    fs::write(fixture.join("expected.json"), serde_json::to_string_pretty(&expected).unwrap()).unwrap();
 }
 
 /// Backups, removals and collections until the root has everything that version 2 may have.
@@ -234,7 +258,7 @@ async fn history(world: &World) {
     }
     world.back_up("v", &volume).await.unwrap();
     let other = world.back_up("w", &noise(40 << 10, 3)).await.unwrap().backup;
-    let group = world.target.context.entropy.with(|rng| Group::new(2, rng));
+    let group = Together::now(2, &world.target.context);
     for (name, seed) in [("x", 60), ("y", 61)] {
         let bytes = noise(20 << 10, seed);
         let source = Source::stream("test", Box::new(Cursor::new(bytes)));
@@ -255,7 +279,8 @@ async fn history(world: &World) {
     }
     let per_day = Rate { removals: NonZeroU32::MIN, period_ms: NonZeroU64::new(DAY_MS).unwrap() };
     let policy = Policy { keep_last: 2, max_rate: Some(per_day), ..Policy::default() };
-    let request = RetentionRequest { policy, volume: None, zone: TimeZone::UTC, max_removals: None };
+    let request =
+        RetentionRequest { policy, volume: None, zone: TimeZone::UTC, max_removals: None, leader: None };
     assert_eq!(run_retention(&world.target, &request).await.unwrap().removals().len(), 1);
     collect().await;
 }

@@ -404,6 +404,7 @@ async fn retention_moves_to_the_trash_what_its_plan_says() {
         volume: None,
         zone: jiff::tz::TimeZone::UTC,
         max_removals,
+        leader: None,
     };
     assert!(matches!(run_retention(&world.target, &request(0, None)).await, Err(VaultError::Invalid(_))));
     assert!(matches!(run_retention(&world.target, &request(2, Some(1))).await, Err(VaultError::Unsafe(_))));

@@ -104,15 +104,7 @@ async fn ask_for_retention(service: &Service, target: &Target, asked: &CommitMes
     if state.spec.retention.is_none() || state.spec.target != asked.target {
         return Ok(());
     }
-    // What is backed up together with it was committed before.
-    let together = state.spec.with.iter().map(|member| member.volume.clone());
-    for (number, volume) in [volume.clone()].into_iter().chain(together).enumerate() {
-        let mut what = [b"retention\0", &asked.backup.as_bytes()[..]].concat();
-        if number > 0 {
-            what.extend_from_slice(volume.as_bytes());
-        }
-        let job = Job::Retention { volume: Some(volume), policy: None, target: asked.target.clone() };
-        service.announce(home.sealer().run_name(&what), &Run::new(job, Origin::Upkeep, home.now())).await?;
-    }
-    Ok(())
+    let id = home.sealer().run_name(&[b"retention\0", &asked.backup.as_bytes()[..]].concat());
+    let job = Job::Retention { volume: Some(volume), policy: None, target: asked.target.clone() };
+    service.announce(id, &Run::new(job, Origin::Upkeep, home.now())).await
 }

@@ -99,6 +99,9 @@ async fn put_volume(service: &Service, volume: &str, spec: &VolumeSpec) -> Vault
     if let Some(target) = spec.target.as_ref().filter(|target| !settings.targets.contains_key(*target)) {
         return Err(unknown("target", target));
     }
+    if !spec.with.is_empty() {
+        refuse_in_two_groups(service, volume, spec).await?;
+    }
     let now = service.home.now();
     change_volumes(service, volume, |shard| {
         match shard.volumes.get_mut(volume) {
@@ -149,6 +152,27 @@ async fn change_settings(service: &Service, edit: impl Fn(&mut FleetSettings)) -
 
 /// Refuses to forget what volumes still need. A volume that comes in at the same moment is not seen; its runs then
 /// fail with a reason.
+/// Refuses a group of volumes of which another volume has one with it, or of which the fleet backs one up by itself: each would be thinned out by
+/// two policies, and read by two runs at once.
+async fn refuse_in_two_groups(service: &Service, volume: &str, spec: &VolumeSpec) -> VaultResult<()> {
+    let is_member = |name: &str| spec.with.iter().any(|member| member.volume == name);
+    let agenda = service.home.agenda().await?;
+    for (number, _) in agenda.shards.iter().filter(|(number, entry)| **number < SHARDS && entry.volumes > 0) {
+        let shard = service.home.shard(*number).await?.body;
+        for (name, state) in shard.volumes.iter().filter(|(name, _)| *name != volume) {
+            let with = state.spec.with.iter().map(|member| member.volume.as_str());
+            let twice = with.clone().find(|other| is_member(other) || *other == volume);
+            let by_itself = is_member(name).then_some(name.as_str());
+            if let Some(twice) = by_itself.or(twice) {
+                return Err(VaultError::Invalid(format!(
+                    "volume '{twice}' is backed up with '{name}', or by itself, already; it can go with one other only"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 async fn refuse_if_used(
     service: &Service,
     kind: &str,

@@ -4,19 +4,18 @@
 //! the fleet has no policy for loses nothing. A run of many volumes stops between two of them before its time is over, and
 //! sends itself the rest: of what is done, nothing is left to do.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 
 use jiff::tz::TimeZone;
-use strongroom_catalog::retention::plan;
-use strongroom_catalog::root::{Root, Volume};
+use strongroom_catalog::root::{BackupEntry, Root, Volume};
 use strongroom_fleet::message::{Message, RunMessage};
 use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_fleet::service::Claimed;
 use strongroom_fleet::shard::{Shard, shard_of};
-use strongroom_fleet::volume::{RetentionSpec, VolumeState};
+use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
-use strongroom_format::ids::{RunId, TimestampMs};
+use strongroom_format::ids::{GroupId, RunId, TimestampMs};
 use strongroom_vault::remove::{RetentionRequest, run_retention};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tracing::{info, warn};
@@ -101,21 +100,37 @@ async fn apply(
     policy: Option<&RetentionSpec>,
     until: TimestampMs,
 ) -> VaultResult<Applied> {
-    let head = target.head().await?;
-    let volumes: Vec<&str> = match volume {
-        Some(volume) => vec![volume],
-        None => head.root.volumes.keys().map(String::as_str).collect(),
+    let mut head = target.head().await?;
+    let mut fleet = Fleet { service, target: job.target(), shards: HashMap::new() };
+    let mut wanted: Vec<(String, Kept)> = Vec::new();
+    let names: Vec<String> = match volume {
+        Some(volume) if policy.is_some() => vec![volume.to_owned()],
+        // And what goes with it: groups go as a whole.
+        Some(volume) => {
+            let with = fleet.spec(volume).await?.map(|spec| spec.with).unwrap_or_default();
+            std::iter::once(volume.to_owned()).chain(with.into_iter().map(|member| member.volume)).collect()
+        }
+        None => head.root.volumes.keys().cloned().collect(),
     };
-    let mut shards = HashMap::new();
-    let mut applied = Applied::default();
-    for volume in volumes {
-        let spec = match policy {
-            Some(policy) => Some((policy.clone(), TimeZone::UTC)),
-            None => spec_of(service, &mut shards, &head.root, volume, job.target()).await?,
+    for name in names {
+        let kept = match policy {
+            Some(policy) => Some(Kept { retention: policy.clone(), zone: TimeZone::UTC, leader: None }),
+            None => fleet.kept(&head.root, &name).await?,
         };
-        let Some((spec, zone)) = spec else { continue };
+        wanted.extend(kept.map(|kept| (name, kept)));
+    }
+    // Members once it is known what goes of their leaders.
+    wanted.sort_by_key(|(_, kept)| kept.leader.is_some());
+    let mut applied = Applied::default();
+    for (volume, Kept { retention, zone, leader }) in wanted {
+        if leader.is_some() && applied.removed > 0 {
+            head = target.head().await?;
+        }
+        let volume = Some(volume);
+        let request =
+            RetentionRequest { policy: retention.policy(), volume, zone, max_removals: None, leader };
         let now = service.home.now();
-        if plan(&head.root, &spec.policy(), Some(volume), now, &zone).removals().is_empty() {
+        if request.plan(&head.root, now).removals().is_empty() {
             continue;
         }
         // One at least, so that runs come to their end however slow the store is.
@@ -124,45 +139,65 @@ async fn apply(
             return Ok(applied);
         }
         applied.volumes += 1;
-        let volume = Some(volume.to_owned());
-        let request = RetentionRequest { policy: spec.policy(), volume, zone, max_removals: None };
         applied.removed += run_retention(target, &request).await?.removals().len() as u64;
     }
     Ok(applied)
 }
 
-/// What the fleet says is to be kept of a volume, and where its days begin: of one that is backed up together with another, what it says of
-/// that. Shards are read once.
-async fn spec_of(
-    service: &Service,
-    shards: &mut HashMap<u16, Shard>,
-    root: &Root,
-    volume: &str,
-    target: Option<&str>,
-) -> VaultResult<Option<(RetentionSpec, TimeZone)>> {
-    let home = &service.home;
-    for name in std::iter::once(volume).chain(companions(root, volume)) {
-        let number = shard_of(home.sealer(), name);
-        let shard = match shards.entry(number) {
+/// What is to be kept of a volume.
+struct Kept {
+    retention: RetentionSpec,
+    /// Where its days begin.
+    zone: TimeZone,
+    /// The volume that it is backed up together with, whose specification this is.
+    leader: Option<String>,
+}
+
+/// What the fleet says of the volumes of a target. Shards are read once.
+struct Fleet<'a> {
+    service: &'a Service,
+    target: Option<&'a str>,
+    shards: HashMap<u16, Shard>,
+}
+
+impl Fleet<'_> {
+    async fn spec(&mut self, volume: &str) -> VaultResult<Option<VolumeSpec>> {
+        let home = &self.service.home;
+        let number = shard_of(home.sealer(), volume);
+        let shard = match self.shards.entry(number) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(place) => place.insert(home.shard(number).await?.body),
         };
-        let Some(VolumeState { spec, .. }) = shard.volumes.get(name) else { continue };
-        if name != volume && !spec.with.iter().any(|member| member.volume == volume) {
-            continue;
-        }
-        let retention = spec.retention.clone().filter(|_| spec.target.as_deref() == target);
-        let zone = spec.schedule.as_ref().and_then(|schedule| TimeZone::get(&schedule.zone).ok());
-        return Ok(retention.map(|retention| (retention, zone.unwrap_or(TimeZone::UTC))));
+        Ok(shard.volumes.get(volume).map(|state| state.spec.clone()))
     }
-    Ok(None)
+
+    /// What is to be kept of a volume: of one that is backed up together with another, what is said of that.
+    async fn kept(&mut self, root: &Root, volume: &str) -> VaultResult<Option<Kept>> {
+        for name in std::iter::once(volume).chain(companions(root, volume)) {
+            let Some(spec) = self.spec(name).await? else { continue };
+            let leader = (name != volume).then(|| name.to_owned());
+            if leader.is_some() && !spec.with.iter().any(|member| member.volume == volume) {
+                continue;
+            }
+            let zone = spec.schedule.as_ref().and_then(|schedule| TimeZone::get(&schedule.zone).ok());
+            let zone = zone.unwrap_or(TimeZone::UTC);
+            let retention = spec.retention.filter(|_| spec.target.as_deref() == self.target);
+            return Ok(retention.map(|retention| Kept { retention, zone, leader }));
+        }
+        Ok(None)
+    }
 }
 
-/// The volumes that a volume was last backed up together with.
-fn companions<'a>(root: &'a Root, volume: &str) -> Vec<&'a str> {
-    let backups = root.volumes.get(volume).map(|volume| volume.backups.as_slice()).unwrap_or_default();
-    let Some(group) = backups.iter().rev().find_map(|backup| backup.group) else { return Vec::new() };
-    let has_it = |other: &Volume| other.backups.iter().rev().any(|backup| backup.group == Some(group));
-    let others = root.volumes.iter().filter(|(name, other)| *name != volume && has_it(other));
+/// The volumes that a volume was ever backed up together with, as far as both have backups of one group.
+fn companions<'a>(root: &'a Root, volume: &str) -> BTreeSet<&'a str> {
+    let groups = |backups: &[BackupEntry]| -> BTreeSet<GroupId> {
+        backups.iter().filter_map(|backup| backup.group).map(|group| group.id).collect()
+    };
+    let own = root.volumes.get(volume).map(|volume| groups(&volume.backups)).unwrap_or_default();
+    if own.is_empty() {
+        return BTreeSet::new();
+    }
+    let has_one = |other: &Volume| !groups(&other.backups).is_disjoint(&own);
+    let others = root.volumes.iter().filter(|(name, other)| *name != volume && has_one(other));
     others.map(|(name, _)| name.as_str()).collect()
 }

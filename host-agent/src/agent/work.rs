@@ -8,8 +8,7 @@ use strongroom_catalog::find::find;
 use strongroom_fleet::committer::QueueCommitter;
 use strongroom_fleet::run::{Job, Run, RunResult};
 use strongroom_format::ids::RunId;
-use strongroom_format::manifest::Group;
-use strongroom_vault::backup::{BackupOptions, backup_through};
+use strongroom_vault::backup::{BackupOptions, Together, backup_through};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{DEFAULT_FETCHES, RestoreOptions};
 use strongroom_vault::verify::{Depth, verify};
@@ -21,6 +20,13 @@ use crate::host::{RestoreTo, Snapshot, Stillness, Tracking, create_snapshots, to
 
 /// Packs of a backup uploaded at once.
 const UPLOADS: usize = 3;
+
+/// Whether something is there already; tools of storage may take their time to tell.
+async fn exists(destination: &RestoreTo) -> VaultResult<bool> {
+    let destination = destination.clone();
+    let exists = tokio::task::spawn_blocking(move || destination.exists()).await;
+    exists.map_err(|error| VaultError::Internal(error.to_string()))?
+}
 
 /// A volume whose snapshot was made.
 struct Opened {
@@ -45,7 +51,7 @@ impl Agent {
                 let mut after = Ok(());
                 // What was cloned is kept as it was: nobody need stay frozen while it is read.
                 let is_of_one_moment = |opened: &Opened| opened.snapshot.reading.is_of_one_moment();
-                if opened.as_ref().is_ok_and(|opened| opened.iter().all(is_of_one_moment)) {
+                if opened.as_ref().is_ok_and(|(opened, _)| opened.iter().all(is_of_one_moment)) {
                     after = self.thaw(id, run).await;
                     frozen.set(false);
                 }
@@ -88,7 +94,7 @@ impl Agent {
 
     /// Runs the command before a backup, and opens what is to be backed up: what goes with the volume first, and that last, as its
     /// backup stands for all.
-    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<Vec<Opened>> {
+    async fn freeze_and_open(&self, id: RunId, run: &Run) -> VaultResult<(Vec<Opened>, Option<Together>)> {
         let Job::Backup { volume, source, with, target, .. } = &run.job else {
             return Err(VaultError::Internal("no backup".to_owned()));
         };
@@ -110,15 +116,16 @@ impl Agent {
         let stillness = match self.config.guest_agents.get(volume) {
             Some(agent) => Stillness::Guest(agent.clone()),
             None if self.config.hooks.before.is_empty() => Stillness::None,
-            None => Stillness::Promised,
+            None => Stillness::Held,
         };
         let opened = tokio::task::spawn_blocking(move || create_snapshots(&volumes, &stillness)).await;
         let snapshots = opened.map_err(|error| VaultError::Internal(error.to_string()))??;
+        let together = Together::now(names.len(), &self.service.home.target().context);
         let opened = names.into_iter().zip(snapshots).map(|(volume, snapshot)| {
             info!(run = %id, %volume, reading = %snapshot.reading, "the volume is open");
             Opened { volume, snapshot }
         });
-        Ok(opened.collect())
+        Ok((opened.collect(), together))
     }
 
     /// Runs the command after a backup.
@@ -136,7 +143,7 @@ impl Agent {
     async fn back_up(
         &self,
         run: &Run,
-        opened: Vec<Opened>,
+        (opened, group): (Vec<Opened>, Option<Together>),
         progress: &Arc<Progress>,
     ) -> VaultResult<RunResult> {
         let Job::Backup { target, chunker, .. } = &run.job else {
@@ -144,8 +151,7 @@ impl Agent {
         };
         let committer = QueueCommitter::new(Arc::clone(&self.service.outbox), target.clone());
         let target = self.service.targets.open(target.as_deref()).await?;
-        let group = target.context.entropy.with(|rng| Group::new(opened.len(), rng));
-        let mut result = RunResult { group, ..RunResult::default() };
+        let mut result = RunResult { group: group.map(|together| together.group), ..RunResult::default() };
         let mut notes = Vec::new();
         for Opened { volume, snapshot } in opened {
             // Once nobody has to stand still any more: it may take long to find out what changed.
@@ -188,7 +194,15 @@ impl Agent {
         let target = self.service.targets.open(target.as_deref()).await?;
         let head = target.head().await?;
         let (_, entry) = find(&head.root, backup)?;
-        let overwrite = *overwrite || self.is_ours(id, &destination).await?;
+        let is_ours = self.is_ours(id, &destination).await?;
+        if is_ours && destination.is_never_replaced() && exists(&destination).await? {
+            return Ok(RunResult {
+                backup: Some(entry.id),
+                note: "an earlier attempt had completed it".to_owned(),
+                ..RunResult::default()
+            });
+        }
+        let overwrite = *overwrite || is_ours;
         let options = RestoreOptions {
             host: self.settings.host(),
             range: range.map(|(start, end)| start..end),
@@ -218,10 +232,7 @@ impl Agent {
         if note.exists() {
             return Ok(true);
         }
-        // Tools of storage may take their time.
-        let place = destination.clone();
-        let exists = tokio::task::spawn_blocking(move || place.exists()).await;
-        if !exists.map_err(|error| VaultError::Internal(error.to_string()))?? {
+        if !exists(destination).await? {
             let io = |error| VaultError::io("noting a restore", &note, error);
             std::fs::create_dir_all(&notes).map_err(io)?;
             std::fs::write(&note, destination.to_string()).map_err(io)?;

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use strongroom_catalog::find::find;
 use strongroom_fleet::volume::Member;
-use strongroom_format::manifest::{Group, check_volume_name};
-use strongroom_vault::backup::{BackupOptions, BackupReport, HintUse, Source, backup as back_up};
+use strongroom_format::manifest::check_volume_name;
+use strongroom_vault::backup::{BackupOptions, BackupReport, HintUse, Source, Together, backup as back_up};
 use strongroom_vault::dedup::DedupLimits;
 use strongroom_vault::restore::{RestoreOptions, restore_to_stream};
 use strongroom_vault::{Progress, Target, VaultError, VaultResult};
@@ -27,7 +27,7 @@ pub async fn backup(
     output: Output,
 ) -> VaultResult<Done> {
     let opened = open(settings, target, args, output).await?;
-    let group = target.context.entropy.with(|rng| Group::new(opened.len(), rng));
+    let group = Together::now(opened.len(), &target.context);
     let sole = group.is_none();
     for (volume, snapshot) in opened {
         let (source, backup, leave) = snapshot.read()?;
@@ -59,7 +59,7 @@ pub async fn backup(
         }
         output.result(&report.backup.to_string(), &event(&options, &report));
     }
-    if let Some(group) = group {
+    if let Some(Together { group, .. }) = group {
         output.say(&format!("{} backups as of one moment: group {}", group.members, group.id));
     }
     Ok(Done::Well)
@@ -121,7 +121,8 @@ fn event(options: &BackupOptions, report: &BackupReport) -> Value {
         "data_bytes": report.stats.data_bytes,
         "new_bytes": report.stats.new_plain_bytes, "stored_bytes": report.stats.stored_bytes,
         "chunks": report.stats.chunks, "new_chunks": report.stats.new_chunks,
-        "parent": report.parent, "resumed_packs": report.resumed_packs, "epoch": report.epoch, "group": options.group,
+        "parent": report.parent, "resumed_packs": report.resumed_packs, "epoch": report.epoch,
+        "group": options.group.map(|together| together.group),
     })
 }
 

@@ -101,7 +101,8 @@ impl Demo {
         self.back_up(&image, "nothing changed").await?;
         self.begin_step();
         let policy = Policy { keep_last: 1, ..Policy::default() };
-        let request = RetentionRequest { policy, volume: None, zone: TimeZone::UTC, max_removals: None };
+        let request =
+            RetentionRequest { policy, volume: None, zone: TimeZone::UTC, max_removals: None, leader: None };
         let plan = run_retention(&self.target, &request).await?;
         self.step("retention, keep last 1", 0, 0, &format!("{} backups go", plan.removals().len()));
         self.begin_step();

@@ -64,6 +64,7 @@ pub async fn retention(
         volume: args.volume.clone(),
         zone,
         max_removals,
+        leader: None,
     };
     let plan = if dry_run {
         remove::plan_retention(target, &request).await?

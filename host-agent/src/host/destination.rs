@@ -102,8 +102,13 @@ impl RestoreTo {
                 Ok(path.exists())
             }
             Self::Thin(volume) => volume.exists(),
-            Self::Zvol(volume) => Ok(volume.exists()),
+            Self::Zvol(volume) => volume.exists(),
         }
+    }
+
+    /// Whether it is never written over, and so was whole from its beginning on, if it is there.
+    pub const fn is_never_replaced(&self) -> bool {
+        matches!(self, Self::Thin(_) | Self::Zvol(_))
     }
 
     /// The same, elsewhere on this host; what has no path stays as it is.
@@ -139,14 +144,10 @@ impl RestoreTo {
                 restore_to(target, backup, move |_| open_export(socket, &name), options, progress).await
             }
             Self::Thin(volume) => {
-                let overwrite = options.overwrite;
-                let make = move |size_bytes| volume.make(size_bytes, overwrite);
-                restore_to(target, backup, make, options, progress).await
+                restore_to(target, backup, |size_bytes| volume.make(size_bytes), options, progress).await
             }
             Self::Zvol(volume) => {
-                let overwrite = options.overwrite;
-                let make = move |size_bytes| volume.make(size_bytes, overwrite);
-                restore_to(target, backup, make, options, progress).await
+                restore_to(target, backup, |size_bytes| volume.make(size_bytes), options, progress).await
             }
         }
     }

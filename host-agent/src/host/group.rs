@@ -16,8 +16,10 @@ pub enum Stillness {
     None,
     /// The filesystems of the guest that has them stand still meanwhile, told so through the socket of its agent.
     Guest(PathBuf),
-    /// Somebody said to see to it.
+    /// Somebody said to see to it while snapshots are made.
     Promised,
+    /// Somebody sees to it for as long as anything is read that is no snapshot.
+    Held,
 }
 
 /// Takes snapshots of volumes, in the order in which they are given.
@@ -31,7 +33,7 @@ pub fn create_snapshots(
 ) -> VaultResult<Vec<Snapshot>> {
     let frozen = match stillness {
         Stillness::Guest(agent) => Some(guest::Frozen::freeze(agent)?),
-        Stillness::None | Stillness::Promised => None,
+        Stillness::None | Stillness::Promised | Stillness::Held => None,
     };
     let units = units(volumes);
     let snapshots = take(volumes, &units);
@@ -44,7 +46,8 @@ pub fn create_snapshots(
         // As it comes, as was asked for.
         Stillness::None if volumes.iter().all(|(_, request)| request.live) => {}
         Stillness::None if !is_of_one_moment(&snapshots, units.len()) => return Err(apart(volumes)),
-        Stillness::None | Stillness::Promised => {}
+        Stillness::Promised if snapshots.len() > 1 => check_told(volumes, &snapshots)?,
+        Stillness::None | Stillness::Promised | Stillness::Held => {}
     }
     Ok(snapshots)
 }
@@ -102,6 +105,20 @@ fn check_thawed(volumes: &[(Volume, SnapshotRequest)], snapshots: &[Snapshot]) -
     Err(VaultError::Invalid(format!(
         "{}: it is read {}, and a guest can't stand still for as long; a guest agent is for what is read from a \
          snapshot: images on XFS and btrfs, running machines (qmp:SOCKET:NODE), thin volumes and zvols",
+        volume.place(),
+        snapshot.reading
+    )))
+}
+
+/// Makes sure that whoever writes to a volume once snapshots are made is found out, or does no harm.
+fn check_told(volumes: &[(Volume, SnapshotRequest)], snapshots: &[Snapshot]) -> VaultResult<()> {
+    let is_told = |snapshot: &Snapshot| snapshot.reading.is_of_one_moment() || snapshot.reading.is_guarded();
+    let mut pairs = volumes.iter().zip(snapshots);
+    let untold = pairs.find(|((_, request), snapshot)| !request.live && !is_told(snapshot));
+    let Some(((volume, _), snapshot)) = untold else { return Ok(()) };
+    Err(VaultError::Invalid(format!(
+        "{}: it is read {}, and nobody would notice what is written to it after the others' snapshots; back it up by itself, or say \
+         --live",
         volume.place(),
         snapshot.reading
     )))

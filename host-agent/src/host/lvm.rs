@@ -66,7 +66,7 @@ struct Row {
     origin: String,
     pool_lv: String,
     thin_id: String,
-    /// Of a pool: whether blocks that a volume gets are zeroed before; empty if not.
+    /// Of a pool: whether blocks that a volume gets are zeroed before, `zero` or `1`.
     zero: String,
 }
 
@@ -372,10 +372,10 @@ impl NewThin {
     ///
     /// # Errors
     /// As there.
-    pub fn make(self, size_bytes: u64, overwrite: bool) -> VaultResult<Box<dyn Destination>> {
+    pub fn make(self, size_bytes: u64) -> VaultResult<Box<dyn Destination>> {
         remove_left();
         let (shown, name) = (self.name.clone(), self.volume.clone());
-        new_volume::make(self, &shown, &name, size_bytes, overwrite)
+        new_volume::make(self, &shown, &name, size_bytes)
     }
 }
 
@@ -389,17 +389,23 @@ impl Volumes for NewThin {
         let Some(pool) = rows.iter().find(|row| row.lv_name == self.pool) else {
             return Err(VaultError::Invalid(format!("{}: there is no pool '{}'", self.name, self.pool)));
         };
-        // Rounded up by LVM to whole extents.
-        let size = format!("{size_bytes}b");
+        // Whole sectors, as LVM wants it, which rounds that up to extents.
+        let size = format!("{}b", size_bytes.max(1).next_multiple_of(SECTOR_BYTES));
         let options = ["--type", "thin", "--setactivationskip", "n", "--activate", "y"];
         let place = ["--virtualsize", &size, "--thinpool", &self.pool, "--name", name, "--", &self.group];
         LVCREATE.run(&[&options[..], &place[..]].concat())?;
         let device = Path::new("/dev").join(&self.group).join(name);
         wait_for(&device)?;
         let opened = BlockDevice::open(&device)?;
-        // A pool may be made so that blocks are not zeroed when a volume gets them (lvmthin(7)): what is written to a part of one leaves
-        // the rest as somebody else left it.
-        Ok(if pool.zero.is_empty() { opened } else { opened.reading_zeros() })
+        // How it is told depends on LVM's configuration.
+        if ["zero", "1"].contains(&pool.zero.as_str()) {
+            return Ok(opened.reading_zeros());
+        }
+        // Such a pool does not zero the blocks that a volume gets (lvmthin(7)): what is written to a part of one leaves the rest as somebody
+        // else left it. What is behind the volume is nobody else's to write.
+        let behind = opened.size_bytes().saturating_sub(size_bytes);
+        opened.zero(size_bytes, behind).map_err(|error| VaultError::io("making", &device, error))?;
+        Ok(opened)
     }
 
     fn rename(&self, from: &str, to: &str) -> VaultResult<()> {

@@ -110,15 +110,19 @@ impl HostBackend for Machine {
         qemu::clean_up();
         let mut qmp = Qmp::connect(&self.socket)?;
         clear(&mut qmp, is_left_over)?;
-        let folder = Arc::new(folder_of(&self.socket)?);
-        let mut disks = Vec::new();
+        let mut found = Vec::new();
         for member in members {
             let machine: &Self = member.of()?;
-            let disk = machine.find(&mut qmp)?;
-            let found: Vec<Found> = disk.dirty_bitmaps.iter().filter_map(Bitmap::ours).collect();
-            let plan = member.request.tracking.map(|tracking| Plan::of(&found, tracking));
-            disks.push((machine, Taken::new(&self.socket, &disk, plan, &folder), disk.image.virtual_size));
+            found.push((machine, machine.find(&mut qmp)?, member.request.tracking));
         }
+        let folder = Arc::new(folder_of(&self.socket)?);
+        // What is unmade needs the monitor for itself: from here on nothing fails while it is taken, but in the end.
+        let made = found.into_iter().map(|(machine, disk, tracking)| {
+            let records: Vec<Found> = disk.dirty_bitmaps.iter().filter_map(Bitmap::ours).collect();
+            let plan = tracking.map(|tracking| Plan::of(&records, tracking));
+            (machine, Taken::new(&self.socket, &disk, plan, &folder), disk.image.virtual_size)
+        });
+        let disks: Vec<(&Self, Taken, u64)> = made.collect();
         let taken: Vec<(&Taken, u64)> =
             disks.iter().map(|(_, taken, size_bytes)| (taken, *size_bytes)).collect();
         let took = take(&mut qmp, folder.path(), &taken);
@@ -195,11 +199,10 @@ fn nbd_socket(folder: &Path) -> PathBuf {
 
 /// Takes snapshots of disks, of so many bytes each, in one transaction, and has them exported.
 fn take(qmp: &mut Qmp, folder: &Path, disks: &[(&Taken, u64)]) -> VaultResult<()> {
-    let peer = make_inner(folder, qmp)?;
-    for (taken, size_bytes) in disks {
-        let (scratch, file) = (taken.name('s'), inner(folder).join(taken.name('s')));
-        make_scratch(&file, *size_bytes, peer)?;
-        let file = json!({ "driver": "file", "filename": file });
+    make_scratch(folder, disks, qmp)?;
+    for (taken, _) in disks {
+        let scratch = taken.name('s');
+        let file = json!({ "driver": "file", "filename": taken.scratch() });
         let options = json!({ "driver": "qcow2", "node-name": scratch, "file": file, "backing": taken.node });
         qmp.run("blockdev-add", options)?;
     }
@@ -248,6 +251,11 @@ impl Taken {
     /// The name of one of the things made; QEMU takes at most 31 bytes.
     fn name(&self, what: char) -> String {
         format!("{PREFIX}{}-{what}", self.own)
+    }
+
+    /// The file that takes what the guest writes over.
+    fn scratch(&self) -> PathBuf {
+        inner(self.folder.path()).join("scratch").with_extension(self.own.to_string())
     }
 
     fn bitmap(&self, kind: &str, name: &str, options: Value) -> Value {
@@ -315,6 +323,8 @@ impl Taken {
         let mine = format!("{PREFIX}{}-", self.own);
         clear(&mut qmp, |name| name.starts_with(&mine))?;
         self.unmade = true;
+        // The folder goes with the last disk of the group; what is the space of this one is needed for others.
+        let _ = std::fs::remove_file(self.scratch());
         let (Some(plan), Some(backup)) = (&self.plan, committed) else { return Ok(()) };
         let node = &self.node;
         if backup != plan.next.backup {
@@ -371,29 +381,29 @@ impl Drop for Taken {
     }
 }
 
-/// Makes a folder for the machine to make a socket in, and says whose that is to be, and what is in it.
-fn make_inner(folder: &Path, qmp: &Qmp) -> VaultResult<Option<(u32, u32)>> {
+/// Makes a folder for the machine to make a socket in, with scratch files, each for a disk of so many bytes.
+fn make_scratch(folder: &Path, disks: &[(&Taken, u64)], qmp: &Qmp) -> VaultResult<()> {
     let inner = inner(folder);
     let io = |error| VaultError::io("making", &inner, error);
     std::fs::create_dir(&inner).map_err(io)?;
+    for (taken, size_bytes) in disks {
+        qemu::create("qcow2", &taken.scratch(), *size_bytes)?;
+    }
     let peer = rustix::net::sockopt::socket_peercred(qmp.stream()).map_err(|error| io(error.into()))?;
     if !rustix::process::geteuid().is_root() {
-        return Ok(None);
+        return Ok(());
     }
-    let peer = (peer.uid.as_raw(), peer.gid.as_raw());
-    // Machines mostly run as users of their own. What lies around it stays ours, and is found by us alone.
+    // Machines mostly run as users of their own. What lies around it stays ours, and is found by us alone; what is in it is made theirs
+    // before it is: then they may put anything there, links to other files too.
+    let hand_over = |path: &Path, mode: u32| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode))?;
+        chown(path, Some(peer.uid.as_raw()), Some(peer.gid.as_raw()))
+    };
+    for (taken, _) in disks {
+        hand_over(&taken.scratch(), 0o600).map_err(io)?;
+    }
     std::fs::set_permissions(folder, Permissions::from_mode(0o711)).map_err(io)?;
-    std::fs::set_permissions(&inner, Permissions::from_mode(0o700)).map_err(io)?;
-    chown(&inner, Some(peer.0), Some(peer.1)).map_err(io)?;
-    Ok(Some(peer))
-}
-
-fn make_scratch(file: &Path, size_bytes: u64, peer: Option<(u32, u32)>) -> VaultResult<()> {
-    qemu::create("qcow2", file, size_bytes)?;
-    let Some((user, group)) = peer else { return Ok(()) };
-    let made = std::fs::set_permissions(file, Permissions::from_mode(0o600))
-        .and_then(|()| chown(file, Some(user), Some(group)));
-    made.map_err(|error| VaultError::io("making", file, error))
+    hand_over(&inner, 0o700).map_err(io)
 }
 
 /// Whether a name is that of something of ours that nobody uses any more.

@@ -14,12 +14,9 @@ use tracing::warn;
 use super::kept::TEMPORARY;
 use super::owner::Own;
 
-/// What the names of volumes begin with that others took the place of, until they are removed.
-const REPLACED: &str = "strongroom-replaced-";
-
 /// What makes volumes, by their names.
 pub trait Volumes: fmt::Debug + Send + Sync {
-    /// Whether there is one.
+    /// Whether there is something of this name, a volume or not.
     ///
     /// # Errors
     /// Those of its tools.
@@ -47,55 +44,43 @@ pub trait Volumes: fmt::Debug + Send + Sync {
 /// Makes a volume `name` that holds `size_bytes`; `shown`: what it is called elsewhere.
 ///
 /// # Errors
-/// `Unsafe` for one that exists, unless `overwrite`; those of making it.
+/// `Unsafe` for one that exists: whatever that is, and whoever uses it, is nobody's to remove but its owner's; those of making it.
 pub fn make(
     storage: impl Volumes + 'static,
     shown: &str,
     name: &str,
     size_bytes: u64,
-    overwrite: bool,
 ) -> VaultResult<Box<dyn Destination>> {
-    let replaces = storage.exists(name)?;
-    if replaces && !overwrite {
+    if storage.exists(name)? {
         return Err(VaultError::Unsafe(format!(
-            "{shown}: the volume exists; give another name, or --overwrite to have it replaced once the restore is complete"
+            "{shown}: this exists, and a restore to a new volume replaces nothing; give another name, or remove it first"
         )));
     }
     let own = Own::new();
     let mut filling = Filling {
-        names: Names {
-            shown: shown.to_owned(),
-            name: name.to_owned(),
-            temporary: format!("{TEMPORARY}{own}"),
-            own,
-        },
+        shown: shown.to_owned(),
+        name: name.to_owned(),
+        temporary: format!("{TEMPORARY}{own}"),
         storage: Box::new(storage),
         device: None,
-        replaces,
         done: false,
+        _own: own,
     };
-    filling.device = Some(filling.storage.make(&filling.names.temporary, size_bytes)?);
+    filling.device = Some(filling.storage.make(&filling.temporary, size_bytes)?);
     Ok(Box::new(filling))
-}
-
-#[derive(Debug)]
-struct Names {
-    shown: String,
-    name: String,
-    temporary: String,
-    own: Own,
 }
 
 /// A volume that is being filled; removed if this is dropped before it is complete.
 #[derive(Debug)]
 struct Filling {
-    names: Names,
+    shown: String,
+    name: String,
+    temporary: String,
     storage: Box<dyn Volumes>,
     /// There until it is let go of.
     device: Option<BlockDevice>,
-    /// Whether another one had its name at the beginning.
-    replaces: bool,
     done: bool,
+    _own: Own,
 }
 
 impl Filling {
@@ -106,7 +91,7 @@ impl Filling {
 
 impl Destination for Filling {
     fn name(&self) -> &Path {
-        Path::new(&self.names.shown)
+        Path::new(&self.shown)
     }
 
     fn size_bytes(&self) -> u64 {
@@ -132,22 +117,8 @@ impl Destination for Filling {
     fn complete(mut self: Box<Self>) -> VaultResult<()> {
         // Some tools rename nothing that is open.
         self.device = None;
-        let Names { name, temporary, own, .. } = &self.names;
-        if !self.replaces {
-            self.storage.rename(temporary, name)?;
-            self.done = true;
-            return Ok(());
-        }
-        // The old one is there under some name until the new one has its own.
-        let replaced = format!("{REPLACED}{own}");
-        self.storage.rename(name, &replaced)?;
-        if let Err(error) = self.storage.rename(temporary, name) {
-            return self.storage.rename(&replaced, name).and(Err(error));
-        }
+        self.storage.rename(&self.temporary, &self.name)?;
         self.done = true;
-        if let Err(error) = self.storage.remove(&replaced) {
-            warn!(%error, volume = replaced, "the volume that was replaced stays under this name; remove it yourself");
-        }
         Ok(())
     }
 }
@@ -155,10 +126,10 @@ impl Destination for Filling {
 impl Drop for Filling {
     fn drop(&mut self) {
         self.device = None;
-        if self.done || !self.storage.exists(&self.names.temporary).unwrap_or(true) {
+        if self.done || !self.storage.exists(&self.temporary).unwrap_or(true) {
             return;
         }
-        if let Err(error) = self.storage.remove(&self.names.temporary) {
+        if let Err(error) = self.storage.remove(&self.temporary) {
             warn!(%error, "a volume that is not complete stays; it is removed by the next one that is made, or by the agent's start");
         }
     }

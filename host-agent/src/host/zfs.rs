@@ -243,7 +243,7 @@ impl Snapshots for Through {
 
     fn close(&self, _: &str, _: bool) -> VaultResult<()> {
         // It may not be made yet.
-        if exists(&self.clone) { Zvol::destroy(&self.clone) } else { Ok(()) }
+        if exists(&self.clone)? { Zvol::destroy(&self.clone) } else { Ok(()) }
     }
 
     fn rename(&self, from: &str, to: &str) -> VaultResult<()> {
@@ -259,8 +259,13 @@ fn rename(from: &str, to: &str) -> VaultResult<()> {
     ZFS.run(&["rename", from, to]).map(|_| ())
 }
 
-fn exists(name: &str) -> bool {
-    ZFS.run(&["list", "-H", "-o", "name", name]).is_ok()
+/// Whether there is something of this name, of any kind.
+fn exists(name: &str) -> VaultResult<bool> {
+    match ZFS.run(&["list", "-H", "-o", "name", name]) {
+        Ok(_) => Ok(true),
+        Err(error) if error.to_string().contains("dataset does not exist") => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// A zvol to be made: its name is that of a dataset that there is not yet.
@@ -281,7 +286,10 @@ impl NewZvol {
     }
 
     /// Whether it is there.
-    pub fn exists(&self) -> bool {
+    ///
+    /// # Errors
+    /// Those of the tools.
+    pub fn exists(&self) -> VaultResult<bool> {
         exists(&self.dataset)
     }
 
@@ -289,12 +297,12 @@ impl NewZvol {
     ///
     /// # Errors
     /// As there.
-    pub fn make(self, size_bytes: u64, overwrite: bool) -> VaultResult<Box<dyn Destination>> {
+    pub fn make(self, size_bytes: u64) -> VaultResult<Box<dyn Destination>> {
         let zvol = Zvol { name: self.name, dataset: self.dataset };
         zvol.remove_clones_left()?;
         let (shown, name) = (zvol.name.clone(), zvol.dataset.clone());
         let short = name.rsplit_once('/').map_or(name.as_str(), |(_, short)| short).to_owned();
-        new_volume::make(Beside(zvol), &shown, &short, size_bytes, overwrite)
+        new_volume::make(Beside(zvol), &shown, &short, size_bytes)
     }
 }
 
@@ -304,7 +312,7 @@ struct Beside(Zvol);
 
 impl Volumes for Beside {
     fn exists(&self, name: &str) -> VaultResult<bool> {
-        Ok(exists(&self.0.beside(name)))
+        exists(&self.0.beside(name))
     }
 
     fn make(&self, name: &str, size_bytes: u64) -> VaultResult<BlockDevice> {

@@ -100,7 +100,10 @@ def lvcreate(args):
     else:
         assert found["--type"] == ["thin"] and "--permission" not in found, args
         rows[name]["pool_lv"] = found["--thinpool"][0]
-        fill(VOLUMES / name, int(found["--virtualsize"][0].removesuffix("b")), 4 << 20, rows[rows[name]["pool_lv"]]["zero"])
+        size = int(found["--virtualsize"][0].removesuffix("b"))
+        if size % 512 or not size:
+            sys.exit("  Size is not a multiple of 512.")
+        fill(VOLUMES / name, size, 4 << 20, rows[rows[name]["pool_lv"]]["zero"])
     link(f"/dev/{group}/{name}", name)
     keep(rows)
     print(f'  Logical volume "{name}" created.')

@@ -15,7 +15,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{BackupId, TimestampMs};
 
-use crate::root::{BackupEntry, Root};
+use crate::root::{BackupEntry, Root, Volume};
 
 /// How many backups of each sort to keep, for each volume on its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -161,12 +161,39 @@ pub fn plan(
     now: TimestampMs,
     zone: &TimeZone,
 ) -> RetentionPlan {
+    let volumes = root.volumes.iter().filter(|(name, _)| volume.is_none_or(|only| only == *name));
+    plan_volumes(volumes, policy, now, |live| reasons(live, policy, now, zone))
+}
+
+/// Applies the policy of one volume to another that is backed up together with it, so that groups stay whole: what is of a group is kept
+/// as long as the leader's backup of that group is. Backups of no group have the policy applied to them.
+pub fn plan_member(
+    root: &Root,
+    policy: &Policy,
+    volume: &str,
+    leader: &str,
+    now: TimestampMs,
+    zone: &TimeZone,
+) -> RetentionPlan {
+    let leading = root.volumes.get(leader).map(|leader| leader.backups.as_slice()).unwrap_or_default();
+    let leading: Vec<&BackupEntry> =
+        leading.iter().filter(|backup| backup.is_live() && backup.group.is_some()).collect();
+    let volumes = root.volumes.iter().filter(|(name, _)| *name == volume);
+    plan_volumes(volumes, policy, now, |live| reasons_of_member(live, leader, &leading, policy, now, zone))
+}
+
+fn plan_volumes<'a>(
+    volumes: impl Iterator<Item = (&'a String, &'a Volume)>,
+    policy: &Policy,
+    now: TimestampMs,
+    reasons: impl Fn(&[&BackupEntry]) -> Vec<Vec<String>>,
+) -> RetentionPlan {
     let mut decisions = Vec::new();
     let mut paced = BTreeMap::new();
-    for (name, backups) in root.volumes.iter().filter(|(name, _)| volume.is_none_or(|only| only == *name)) {
+    for (name, backups) in volumes {
         let mut live: Vec<&BackupEntry> = backups.backups.iter().filter(|backup| backup.is_live()).collect();
         live.sort_by_key(|backup| std::cmp::Reverse(backup.created));
-        let reasons = reasons(&live, policy, now, zone);
+        let reasons = reasons(&live);
         let allowed = policy.max_rate.map_or(usize::MAX, |rate| rate.allows(backups.paced_until, now));
         let mut going = 0;
         decisions.extend(live.iter().zip(reasons).map(|(backup, reasons)| {
@@ -236,6 +263,34 @@ fn reasons(
         newest.push("newest of its volume".to_owned());
     }
     reasons
+}
+
+/// The reasons to keep each of a member's live backups, newest first. `leading`: the live backups of the leader that are of groups.
+fn reasons_of_member(
+    newest_first: &[&BackupEntry],
+    leader: &str,
+    leading: &[&BackupEntry],
+    policy: &Policy,
+    now: TimestampMs,
+    zone: &TimeZone,
+) -> Vec<Vec<String>> {
+    let alone: Vec<&BackupEntry> =
+        newest_first.iter().copied().filter(|backup| backup.group.is_none()).collect();
+    let mut of_alone = reasons(&alone, policy, now, zone).into_iter();
+    let newest_leading = leading.iter().map(|backup| backup.created).max();
+    let reason = |(number, backup): (usize, &&BackupEntry)| match backup.group {
+        None => of_alone.next().unwrap_or_default(),
+        Some(group) if leading.iter().any(|leading| leading.group == Some(group)) => {
+            vec![format!("of a group with {leader}")]
+        }
+        // Its leader's is still being made, or was not: one that is complete must be there before it may go.
+        Some(_) if newest_leading.is_none_or(|newest| backup.created >= newest) => {
+            vec![format!("newer than the last of {leader}")]
+        }
+        Some(_) if number == 0 => vec!["newest of its volume".to_owned()],
+        Some(_) => Vec::new(),
+    };
+    newest_first.iter().enumerate().map(reason).collect()
 }
 
 fn civil(at: TimestampMs, zone: &TimeZone) -> Option<jiff::civil::DateTime> {

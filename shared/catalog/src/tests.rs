@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_format::ids::*;
 use strongroom_format::layout::NodeKey;
-use strongroom_format::manifest::{Manifest, SegmentRef};
+use strongroom_format::manifest::{Group, Manifest, SegmentRef};
 
 use crate::collect::{Kept, State, Stored, expired_trash, forget, plan_condemn, ripe_batches};
 use crate::commit::{CommitVerdict, Refusal, apply, decide, pardon};
@@ -15,7 +15,7 @@ use crate::dead::{Batch, DeadNames, DeadSet, ObjectName, Stage};
 use crate::find::{FindError, find};
 use crate::invariants::check_step;
 use crate::moved::Moved;
-use crate::retention::{Policy, Rate, apply as apply_retention, plan};
+use crate::retention::{Policy, Rate, apply as apply_retention, plan, plan_member};
 use crate::root::{BackupEntry, Root, Volume};
 use crate::usage::{PackUsage, Usage};
 
@@ -245,6 +245,50 @@ fn volume_with(hours: &[u64]) -> Root {
         .collect();
     root.volumes.insert("v".to_owned(), Volume { backups, ..Volume::default() });
     root
+}
+
+/// Groups stay whole: what is of one goes when its leader's does, and not before one that is complete is there.
+#[test]
+fn members_go_with_their_leader() {
+    // Each backup: its id, also its hour, and its group.
+    let volume = |backups: &[(u8, Option<u8>)]| {
+        let hours: Vec<u64> = backups.iter().map(|(hour, _)| u64::from(*hour)).collect();
+        let mut volume = volume_with(&hours).volumes.remove("v").unwrap();
+        for (entry, (n, group)) in volume.backups.iter_mut().zip(backups) {
+            entry.id = BackupId::from_bytes(id(*n));
+            entry.group = group.map(|group| Group { id: GroupId::from_bytes(id(group)), members: 2 });
+        }
+        volume
+    };
+    let kept = |leader: &[(u8, Option<u8>)], member: &[(u8, Option<u8>)]| {
+        let mut root = root();
+        root.volumes.insert("leader".to_owned(), volume(leader));
+        root.volumes.insert("member".to_owned(), volume(member));
+        let (policy, now) =
+            (Policy { keep_last: 1, ..Policy::default() }, TimestampMs(START_MS + 99 * HOUR_MS));
+        let plan = plan_member(&root, &policy, "member", "leader", now, &TimeZone::UTC);
+        let kept = plan.decisions.iter().filter(|decision| decision.keeps());
+        kept.map(|decision| decision.backup.as_bytes()[0]).collect::<Vec<_>>()
+    };
+    // The groups 30 and 50 have no leader: one failed, the other is still being made. Of those of no group the policy keeps the last.
+    let member = [
+        (1, None),
+        (2, None),
+        (10, Some(10)),
+        (20, Some(20)),
+        (30, Some(30)),
+        (40, Some(40)),
+        (50, Some(50)),
+    ];
+    assert_eq!(kept(&[(10, Some(10)), (20, Some(20)), (40, Some(40))], &member), [50, 40, 20, 10, 2]);
+    // What went of the leader takes its members with it.
+    assert_eq!(kept(&[(40, Some(40))], &member), [50, 40, 2]);
+    // Nothing complete is there: nothing of a group goes.
+    for leader in [&[][..], &[(60, None)]] {
+        assert_eq!(kept(leader, &member), [50, 40, 30, 20, 10, 2]);
+    }
+    // The newest stays, whatever it is of.
+    assert_eq!(kept(&[(60, Some(60))], &member[2..]), [50]);
 }
 
 #[test]

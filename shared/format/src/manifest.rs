@@ -152,6 +152,11 @@ impl PackList {
 impl SealedBody for Manifest {
     const KIND: Kind = Kind::Manifest;
     const MAX_BODY_BYTES: usize = 256 << 20;
+    const NEWEST_VERSION: u8 = 2;
+
+    fn version(&self) -> u8 {
+        if self.group.is_some() { 2 } else { 1 }
+    }
 }
 
 /// Where the chunk list of a region is.

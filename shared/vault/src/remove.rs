@@ -3,8 +3,9 @@
 //! Handlers: they take the target and what to do, change nothing but the root, and can be run any number of times.
 
 use jiff::tz::TimeZone;
-use strongroom_catalog::retention::{Policy, RetentionPlan, apply, plan};
-use strongroom_format::ids::BackupId;
+use strongroom_catalog::retention::{Policy, RetentionPlan, apply, plan, plan_member};
+use strongroom_catalog::root::Root;
+use strongroom_format::ids::{BackupId, TimestampMs};
 
 use crate::error::{VaultError, VaultResult};
 use crate::head::Step;
@@ -62,9 +63,19 @@ pub struct RetentionRequest {
     pub zone: TimeZone,
     /// The most to remove, instead of the plan's own cap.
     pub max_removals: Option<usize>,
+    /// The volume that the one volume is backed up together with: groups stay whole.
+    pub leader: Option<String>,
 }
 
 impl RetentionRequest {
+    /// What it comes to.
+    pub fn plan(&self, root: &Root, now: TimestampMs) -> RetentionPlan {
+        match (&self.volume, &self.leader) {
+            (Some(volume), Some(leader)) => plan_member(root, &self.policy, volume, leader, now, &self.zone),
+            (volume, _) => plan(root, &self.policy, volume.as_deref(), now, &self.zone),
+        }
+    }
+
     fn checked(&self) -> VaultResult<()> {
         if self.policy.is_empty() {
             return Err(VaultError::Invalid(
@@ -85,7 +96,7 @@ pub async fn plan_retention(target: &Target, request: &RetentionRequest) -> Vaul
     request.checked()?;
     let head = target.head().await?;
     let now = target.context.clock.now();
-    Ok(plan(&head.root, &request.policy, request.volume.as_deref(), now, &request.zone))
+    Ok(request.plan(&head.root, now))
 }
 
 /// Applies retention: moves what the policy does not keep to the trash. The same plan as [`plan_retention`], made on
@@ -99,7 +110,7 @@ pub async fn run_retention(target: &Target, request: &RetentionRequest) -> Vault
     target
         .swap(async |head| {
             let now = target.context.clock.now();
-            let plan = plan(&head.root, &request.policy, request.volume.as_deref(), now, &request.zone);
+            let plan = request.plan(&head.root, now);
             let removals = plan.removals();
             let cap = request.max_removals.unwrap_or(plan.cap);
             if removals.len() > cap {

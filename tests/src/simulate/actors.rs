@@ -445,6 +445,7 @@ impl Person {
                         volume: None,
                         zone: TimeZone::UTC,
                         max_removals: Some(1000),
+                        leader: None,
                     };
                     let (target, actor) = self.begin(Job::Retention);
                     if let Some(Err(error)) = self.see_through(run_retention(&target, &request)).await {

@@ -41,7 +41,7 @@ pub use hint::{Changes, Hint, HintUse};
 pub use source::{Device, RegionRead, Source};
 
 use crate::commit::{CommitRequest, Committed, Committer, Direct};
-use crate::context::Entropy;
+use crate::context::{Context, Entropy};
 use crate::dedup::{DedupIndex, DedupLimits, DirectoryLoader};
 use crate::error::{VaultError, VaultResult};
 use crate::progress::Progress;
@@ -82,7 +82,24 @@ pub struct BackupOptions {
     /// The id to give the backup, unless the catalog refuses it at first; a random one if `None`.
     pub backup: Option<BackupId>,
     /// The backups that it is made with, of volumes that were snapshotted together.
-    pub group: Option<Group>,
+    pub group: Option<Together>,
+}
+
+/// What backups of volumes have in common that were snapshotted together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Together {
+    /// What they name.
+    pub group: Group,
+    /// When the snapshots were made: counts as the beginning of all of them, so that retention takes them for one.
+    pub created: TimestampMs,
+}
+
+impl Together {
+    /// What so many backups are to have in common of snapshots that were made just now; none for a single one.
+    pub fn now(members: usize, context: &Context) -> Option<Self> {
+        let group = context.entropy.with(|rng| Group::new(members, rng))?;
+        Some(Self { group, created: context.clock.now() })
+    }
 }
 
 /// What a backup came to.
@@ -151,6 +168,10 @@ pub async fn backup_through(
                 source = again;
             }
             Err((VaultError::Refused(refusal), Some(mut again))) => {
+                // It must still be what it was when the snapshots of its group were made.
+                if options.group.is_some() {
+                    again.check_unchanged()?;
+                }
                 if attempts == MAX_ATTEMPTS || !again.rewind() {
                     return Err(refusal.into());
                 }
@@ -210,7 +231,7 @@ struct Session {
     moved: Arc<Moved>,
     progress: Arc<Progress>,
     source_name: String,
-    group: Option<Group>,
+    together: Option<Together>,
 }
 
 impl Session {
@@ -262,7 +283,7 @@ impl Session {
             moved: Arc::new(moved),
             progress: Arc::clone(progress),
             source_name,
-            group: options.group,
+            together: options.group,
         })
     }
 
@@ -431,7 +452,7 @@ impl Session {
             volume: self.info.volume.clone(),
             host: self.info.host.clone(),
             source: self.source_name.clone(),
-            created: self.info.opened,
+            created: self.together.map_or(self.info.opened, |together| together.created),
             size_bytes,
             chunker: self.chunker_params,
             session: self.info.session,
@@ -452,7 +473,7 @@ impl Session {
                 chunks: Progress::read(&counted.chunks),
                 new_chunks: Progress::read(&counted.new_chunks),
             },
-            group: self.group,
+            group: self.together.map(|together| together.group),
         }
     }
 }

@@ -202,7 +202,7 @@ impl Source {
         Stamp::of(file).map_err(|error| VaultError::io("reading", &self.name, error))
     }
 
-    fn check_unchanged(&mut self) -> VaultResult<()> {
+    pub(super) fn check_unchanged(&mut self) -> VaultResult<()> {
         if let Input::Device { device, .. } = &mut self.input {
             return device.check();
         }
