@@ -1,5 +1,6 @@
 //! From options, environment and configuration file to an unlocked target.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -36,6 +37,7 @@ pub struct ConfigFile {
     queues: Option<String>,
     upload_limit: Option<String>,
     download_limit: Option<String>,
+    console: Option<SocketAddr>,
     /// What the agent may do on this host.
     #[serde(default)]
     agent: AgentConfig,
@@ -77,6 +79,8 @@ pub struct Settings {
     pub iscsi: std::collections::BTreeMap<String, Chap>,
     /// Volumes that `strongroom up` sees to.
     pub volumes: std::collections::BTreeMap<String, VolumeConfig>,
+    /// Where the console of `strongroom up` listens, if the configuration file says.
+    pub console: Option<SocketAddr>,
     passphrase: Option<Zeroizing<String>>,
     /// What this process may send and receive, to and from all targets together.
     allowance: Allowance,
@@ -132,6 +136,7 @@ impl Settings {
             agent: file.agent,
             iscsi: file.iscsi,
             volumes: file.volumes,
+            console: file.console,
             passphrase,
             allowance: Allowance::new(bandwidth),
         })

@@ -10,9 +10,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
-use jiff::Timestamp;
 use serde_json::{Value, json};
-use strongroom_format::ids::TimestampMs;
+pub use strongroom_fleet::text::{bytes, time};
 use strongroom_vault::Progress;
 
 /// How often progress is shown or told.
@@ -117,44 +116,5 @@ fn tell(what: &'static str, progress: &Progress, stop: &AtomicBool) {
             });
             let _ = writeln!(std::io::stdout().lock(), "{event}");
         }
-    }
-}
-
-/// A length in binary units, to three digits.
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    let digits = if value < 10.0 { 2 } else { usize::from(value < 100.0) };
-    format!("{value:.digits$} {}", UNITS[unit])
-}
-
-/// A time as RFC 3339, in UTC, to the second.
-pub fn time(at: TimestampMs) -> String {
-    i64::try_from(at.0 / 1000)
-        .ok()
-        .and_then(|seconds| Timestamp::from_second(seconds).ok())
-        .map_or_else(|| "?".to_owned(), |at| at.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lengths_and_times_read_well() {
-        assert_eq!(bytes(0), "0 B");
-        assert_eq!(bytes(1536), "1.50 KiB");
-        assert_eq!(bytes(15 << 20), "15.0 MiB");
-        assert_eq!(bytes(150 << 30), "150 GiB");
-        assert_eq!(time(TimestampMs(1_772_323_200_999)), "2026-03-01T00:00:00Z");
     }
 }

@@ -25,7 +25,7 @@ use tracing::info;
 use super::Done;
 use crate::agent::Agent;
 use crate::cli::{RequestCommand, RunsArgs, Sending, UpArgs};
-use crate::fleet::{HANDLER_TIME_MS, Pace, open, run_functions};
+use crate::fleet::{Console, HANDLER_TIME_MS, Pace, open, run_functions};
 use crate::open::Settings;
 use crate::output::{Output, bytes, time};
 
@@ -48,7 +48,7 @@ pub async fn agent(settings: &Settings) -> VaultResult<Done> {
 }
 
 /// Runs agent and functions in this process until it is told to stop.
-pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
+pub async fn up(settings: &Settings, args: &UpArgs, output: Output) -> VaultResult<Done> {
     let (service, queues) = open(settings).await?;
     if queues.are_remote() {
         return Err(VaultError::Invalid(
@@ -59,10 +59,23 @@ pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
     let agent = Arc::new(Agent::new(service.clone(), Arc::clone(&queues), settings).await?);
     bring_in_volumes(settings, &service).await?;
     let stop = until_told_to_stop()?;
+    let console = match args.no_console {
+        true => None,
+        false => Some(Console::open(settings, args.console.or(settings.console)).await?),
+    };
+    if let Some(console) = &console {
+        console.tell(output);
+    }
     let (functions_stop, stop_functions) = signal::channel(false);
     let pace = Pace {
         tick: Duration::from_millis(args.tick.0.max(100)),
         handler: Duration::from_millis(HANDLER_TIME_MS),
+    };
+    let (served, stop_console) = (service.clone(), stop.clone());
+    let console = async {
+        if let Some(console) = console {
+            console.serve(served, stop_console).await;
+        }
     };
     let work = async {
         // The functions go on while runs end: those wait for commits.
@@ -70,7 +83,7 @@ pub async fn up(settings: &Settings, args: &UpArgs) -> VaultResult<Done> {
         functions_stop.send_replace(true);
     };
     let functions = run_functions(&service, &queues, pace, stop_functions);
-    let ((), ended) = LocalSet::new().run_until(async { tokio::join!(work, functions) }).await;
+    let ((), (), ended) = LocalSet::new().run_until(async { tokio::join!(console, work, functions) }).await;
     ended.map(|()| Done::Well)
 }
 

@@ -41,7 +41,7 @@ pub async fn run(settings: &Settings, command: Command, output: Output) -> Vault
         Command::Target(command) => return target::run(settings, command, output).await,
         Command::Completions { .. } | Command::Man { .. } => return Ok(Done::Well),
         Command::Agent => return fleet::agent(settings).await,
-        Command::Up(args) => return fleet::up(settings, &args).await,
+        Command::Up(args) => return fleet::up(settings, &args, output).await,
         Command::Request(request) => return fleet::request(settings, request, output).await,
         Command::Runs(args) => return fleet::runs(settings, &args, output).await,
         Command::Watch { runs } => return fleet::watch(settings, &runs, output).await,

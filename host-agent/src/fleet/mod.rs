@@ -1,5 +1,6 @@
 //! A fleet as this process sees it: its home, its targets and its queues.
 
+mod console;
 mod functions;
 mod volumes;
 
@@ -17,6 +18,7 @@ use tokio::sync::Mutex;
 
 use crate::open::Settings;
 
+pub use console::Console;
 pub use functions::{Pace, pause_after, run_functions};
 pub use volumes::VolumeConfig;
 

@@ -17,6 +17,7 @@ pub mod schedule;
 pub mod service;
 pub mod settings;
 pub mod shard;
+pub mod text;
 pub mod tick;
 pub mod volume;
 

@@ -1,0 +1,71 @@
+//! Errors as HTTP clients get them: problem details (RFC 9457).
+
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+use strongroom_store::StoreErrorKind;
+use strongroom_vault::VaultError;
+
+/// An error, with what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The status.
+    pub status: StatusCode,
+    /// What is wrong.
+    pub detail: String,
+    /// Seconds after which trying again may help.
+    pub retry_after: Option<u64>,
+}
+
+/// What handlers answer.
+pub type Answered<T> = Result<T, Problem>;
+
+impl Problem {
+    /// An error of a kind.
+    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), retry_after: None }
+    }
+
+    /// Nothing of that name.
+    pub fn not_found(kind: &str, name: &str) -> Self {
+        let shown: String = name.chars().take(80).collect();
+        Self::new(StatusCode::NOT_FOUND, format!("there is no {kind} '{}'", shown.escape_debug()))
+    }
+}
+
+impl From<VaultError> for Problem {
+    fn from(error: VaultError) -> Self {
+        let status = match &error {
+            VaultError::Find(_) => StatusCode::NOT_FOUND,
+            VaultError::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            VaultError::Store(store) if store.kind == StoreErrorKind::Unavailable => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            _ => StatusCode::INTERNAL_SERVER_ERROR,
+        };
+        if status.is_server_error() {
+            tracing::error!(%error, "a request to the console failed");
+        }
+        let retry_after = (status == StatusCode::SERVICE_UNAVAILABLE).then_some(5);
+        Self { status, detail: error.to_string(), retry_after }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let title = self.status.canonical_reason().unwrap_or("error");
+        let body = json!({ "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail });
+        let mut response = (self.status, body.to_string()).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
+    }
+}
+
+/// What is nowhere.
+pub async fn no_such_page(uri: Uri) -> Problem {
+    Problem::not_found("page", uri.path())
+}

@@ -1,0 +1,407 @@
+//! The console over a fleet in memory: what it shows, what it sends, and whom it lets in.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request as HttpRequest, StatusCode, header};
+use serde_json::{Value, json};
+use strongroom_console::{Access, Role, router};
+use strongroom_fleet::message::{Message, Request, Wanted};
+use strongroom_fleet::metric::Unmetered;
+use strongroom_fleet::schedule::Schedule;
+use strongroom_fleet::volume::VolumeSpec;
+use strongroom_fleet::{Home, Incoming, QueueName, Service};
+use strongroom_format::ids::TimestampMs;
+use strongroom_store::MemoryStore;
+use strongroom_tests::fleet::{HomeOnly, Mail};
+use strongroom_tests::{World, noise};
+use tower::ServiceExt;
+
+const FOREVER: TimestampMs = TimestampMs(u64::MAX);
+
+/// A fleet with a console.
+struct Fleet {
+    world: World,
+    mail: Arc<Mail>,
+    service: Service,
+    console: Router,
+}
+
+/// An answer.
+struct Answer {
+    status: StatusCode,
+    headers: axum::http::HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap()
+    }
+}
+
+impl Fleet {
+    async fn new() -> Self {
+        let world = World::create(Arc::new(MemoryStore::new()), "fixed:16KiB", 1).await.unwrap();
+        let mail = Arc::new(Mail::default());
+        let service = Service {
+            home: Home::new(world.target.clone()),
+            targets: Arc::new(HomeOnly(world.target.clone())),
+            outbox: Arc::clone(&mail) as _,
+            meter: Arc::new(Unmetered),
+            silent_ms: 960_000,
+        };
+        let access = Access::new([("view", Role::Viewer), ("operate", Role::Operator)]);
+        let console = router(service.clone(), access);
+        Self { world, mail, service, console }
+    }
+
+    /// With a host and two volumes, of which one has two backups.
+    async fn with_volumes() -> Self {
+        let fleet = Self::new().await;
+        fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
+        for (name, rpo_ms) in [("db", None), ("a/<b>&", Some(1000))] {
+            let spec = VolumeSpec {
+                host: "h".to_owned(),
+                source: "/dev/vg0/x".to_owned(),
+                with: Vec::new(),
+                target: None,
+                chunker: None,
+                schedule: Some(Schedule {
+                    cron: "15 */6 * * *".to_owned(),
+                    zone: "UTC".to_owned(),
+                    jitter_ms: 0,
+                    paused: false,
+                }),
+                retention: None,
+                rpo_ms,
+            };
+            let wanted = Wanted::VolumePut { volume: name.to_owned(), spec: Box::new(spec) };
+            fleet.ask(name, wanted).await;
+        }
+        for seed in 0..2 {
+            fleet.world.back_up("db", &noise(50_000, seed)).await.unwrap();
+        }
+        fleet
+    }
+
+    async fn ask(&self, key: &str, wanted: Wanted) {
+        let body = Request::new(key, wanted).to_json();
+        let message = Incoming { id: "m".to_owned(), body, receives: 1 };
+        assert_eq!(strongroom_dispatcher::handle(&self.service, &[message], FOREVER).await, []);
+    }
+
+    /// Sends a request to the console as it is.
+    async fn http(&self, request: HttpRequest<Body>) -> Answer {
+        let response = self.console.clone().oneshot(request).await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        let body = to_bytes(response.into_body(), 16 << 20).await.unwrap();
+        Answer { status, headers, body: String::from_utf8(body.to_vec()).unwrap() }
+    }
+
+    async fn call(&self, method: Method, path: &str, token: &str, body: Option<Value>) -> Answer {
+        let mut request = HttpRequest::builder().method(method).uri(path);
+        if !token.is_empty() {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let body = match body {
+            Some(body) => {
+                request = request.header(header::CONTENT_TYPE, "application/json");
+                Body::from(body.to_string())
+            }
+            None => Body::empty(),
+        };
+        self.http(request.body(body).unwrap()).await
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.call(Method::GET, path, "view", None).await
+    }
+
+    /// What was sent to the dispatcher since the last time.
+    fn sent(&self) -> Vec<Wanted> {
+        let requests = self.mail.take().into_iter().filter(|(queue, _)| *queue == QueueName::Requests);
+        requests.map(|(_, body)| Request::from_json(&body).unwrap().request).collect()
+    }
+}
+
+#[tokio::test]
+async fn volumes_backups_and_runs_are_told() {
+    let fleet = Fleet::with_volumes().await;
+    let volumes = fleet.get("/v1/volumes").await;
+    assert_eq!(volumes.status, StatusCode::OK);
+    let volumes = volumes.json();
+    // The worst first: one is late and has no backup.
+    assert_eq!(
+        (&volumes["items"][0]["name"], &volumes["items"][0]["health"]),
+        (&json!("a/<b>&"), &json!("late"))
+    );
+    let db = fleet.get("/v1/volumes/db").await.json();
+    assert_eq!((&db["health"], &db["backups"]), (&json!("fine"), &json!(2)));
+    assert_eq!(db["schedule"]["next"].as_array().unwrap().len(), 5);
+    assert_eq!(fleet.get("/v1/volumes/a%2F%3Cb%3E%26").await.json()["backups"], 0);
+    let backups = fleet.get("/v1/backups?volume=db&limit=1").await.json();
+    let newest = backups["items"][0]["id"].as_str().unwrap();
+    assert_eq!(db["newest"]["id"], newest);
+    let next = backups["next"].as_str().unwrap();
+    let rest = fleet.get(&format!("/v1/backups?volume=db&limit=1&after={next}")).await.json();
+    assert!(rest["items"][0]["id"] != newest && rest["next"].is_null(), "{rest}");
+    assert_eq!(fleet.get("/v1/backups/db@latest").await.json()["id"], newest);
+    let runs = fleet.get("/v1/runs").await.json();
+    assert_eq!(runs["items"].as_array().unwrap().len(), 3, "the three changes: {runs}");
+    let run = runs["items"][0]["id"].as_str().unwrap();
+    assert_eq!(fleet.get(&format!("/v1/runs/{run}")).await.json()["id"], run);
+    assert_eq!(fleet.get("/v1/hosts").await.json()["items"][0]["name"], "h");
+    for missing in ["/v1/volumes/x", "/v1/backups/ffff", "/v1/runs/ffff", "/v1/nothing", "/nothing"] {
+        let answer = fleet.get(missing).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{missing}");
+        assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{missing}");
+    }
+    assert_eq!(fleet.get("/v1/backups?limit=x").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(fleet.get("/v1/backups?unknown=1").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(fleet.get("/v1/backups?after=x").await.status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+#[tokio::test]
+async fn who_has_an_answer_already_is_told_so() {
+    let fleet = Fleet::with_volumes().await;
+    let first = fleet.get("/v1/backups").await;
+    let tag = first.headers[header::ETAG].clone();
+    let again = || {
+        let request = HttpRequest::get("/v1/backups").header(header::AUTHORIZATION, "Bearer view");
+        request.header(header::IF_NONE_MATCH, tag.clone()).body(Body::empty()).unwrap()
+    };
+    let unchanged = fleet.http(again()).await;
+    assert_eq!((unchanged.status, unchanged.body.as_str()), (StatusCode::NOT_MODIFIED, ""));
+    fleet.world.back_up("db", &noise(50_000, 9)).await.unwrap();
+    assert_eq!(fleet.http(again()).await.status, StatusCode::OK);
+}
+
+/// Every route that changes something, with what it takes and what it sends.
+fn changes(backup: &str) -> Vec<(Method, String, Option<Value>, Value)> {
+    let spec = json!({ "host": "h", "source": "/dev/x" });
+    vec![
+        (
+            Method::PUT,
+            "/v1/volumes/new".into(),
+            Some(spec.clone()),
+            json!({ "type": "volume_put", "volume": "new", "spec": spec }),
+        ),
+        (Method::DELETE, "/v1/volumes/db".into(), None, json!({ "type": "volume_delete", "volume": "db" })),
+        (
+            Method::PATCH,
+            "/v1/volumes/db/schedule".into(),
+            Some(json!({ "paused": true })),
+            json!({ "type": "schedule_patch", "volume": "db", "paused": true }),
+        ),
+        (Method::POST, "/v1/volumes/db/backups".into(), None, json!({ "type": "backup", "volume": "db" })),
+        (
+            Method::DELETE,
+            format!("/v1/backups/{backup}"),
+            None,
+            json!({ "type": "delete", "backups": [backup] }),
+        ),
+        (
+            Method::POST,
+            format!("/v1/backups/{backup}/undelete"),
+            None,
+            json!({ "type": "undelete", "backups": [backup] }),
+        ),
+        (
+            Method::POST,
+            format!("/v1/backups/{backup}/restore"),
+            Some(json!({ "host": "h", "destination": "/srv/x", "range": [0, 512] })),
+            json!({ "type": "restore", "backup": backup, "host": "h", "destination": "/srv/x", "range": [0, 512], "overwrite": false }),
+        ),
+        (
+            Method::POST,
+            "/v1/retention".into(),
+            Some(json!({ "volume": "db" })),
+            json!({ "type": "retention", "volume": "db" }),
+        ),
+        (Method::POST, "/v1/gc".into(), Some(json!({})), json!({ "type": "gc" })),
+    ]
+}
+
+/// Forms of pages, and what they send.
+fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
+    vec![
+        ("/volumes/db/backup".into(), "key=k", json!({ "type": "backup", "volume": "db" })),
+        (
+            "/volumes/db/schedule".into(),
+            "key=k&cron=5+*+*+*+*&time_zone=UTC&paused=true",
+            json!({ "type": "schedule_patch", "volume": "db", "cron": "5 * * * *", "zone": "UTC", "paused": true }),
+        ),
+        (
+            format!("/backups/{backup}/restore"),
+            "key=k&target=&host=h&destination=%2Fsrv%2Fx",
+            json!({ "type": "restore", "backup": backup, "host": "h", "destination": "/srv/x", "overwrite": false }),
+        ),
+        (
+            format!("/backups/{backup}/delete"),
+            "key=k&target=",
+            json!({ "type": "delete", "backups": [backup] }),
+        ),
+        (
+            format!("/backups/{backup}/undelete"),
+            "key=k&target=",
+            json!({ "type": "undelete", "backups": [backup] }),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_sent_once_and_by_operators_only() {
+    let fleet = Fleet::with_volumes().await;
+    fleet.sent();
+    let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
+    for (method, path, body, wanted) in changes(&backup) {
+        let call = |token| fleet.call(method.clone(), &path, token, body.clone());
+        for (token, status) in [
+            ("", StatusCode::UNAUTHORIZED),
+            ("wrong", StatusCode::UNAUTHORIZED),
+            ("view", StatusCode::FORBIDDEN),
+        ] {
+            assert_eq!(call(token).await.status, status, "{method} {path} with '{token}'");
+        }
+        assert_eq!(fleet.sent(), [], "{method} {path}");
+        let taken = call("operate").await;
+        assert_eq!(taken.status, StatusCode::ACCEPTED, "{method} {path}: {}", taken.body);
+        let run = taken.json()["run"].as_str().unwrap().to_owned();
+        assert_eq!(taken.headers[header::LOCATION], format!("/v1/runs/{run}"));
+        let sent: Vec<Value> = fleet.sent().iter().map(|wanted| json!(wanted)).collect();
+        assert_eq!(sent, [wanted], "{method} {path}");
+    }
+    // Under one key it is one run.
+    let under_key = || {
+        let request =
+            HttpRequest::post("/v1/volumes/db/backups").header(header::AUTHORIZATION, "Bearer operate");
+        fleet.http(request.header("idempotency-key", "nightly-7").body(Body::empty()).unwrap())
+    };
+    let first = under_key().await.json();
+    assert_eq!(under_key().await.json(), first);
+    // What can't be understood is not sent.
+    fleet.sent();
+    for (path, body) in [
+        ("/v1/gc", json!({ "grace": 5 })),
+        ("/v1/retention", json!([])),
+        ("/v1/backups/x/restore", json!({ "host": "h", "destination": "/x" })),
+    ] {
+        let answer = fleet.call(Method::POST, path, "operate", Some(body)).await;
+        assert!(answer.status.is_client_error(), "{path}: {}", answer.status);
+        assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{path}");
+    }
+    let spec = json!({ "host": "h", "source": "" });
+    let put = fleet.call(Method::PUT, "/v1/volumes/new", "operate", Some(spec)).await;
+    assert_eq!(put.status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(fleet.sent(), []);
+}
+
+fn form(path: &str, body: &'static str, headers: &[(&'static str, &str)]) -> HttpRequest<Body> {
+    let mut request =
+        HttpRequest::post(path).header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    request.body(Body::from(body)).unwrap()
+}
+
+/// Browsers send cookies along whoever makes them ask: what a form of another site asks for is refused.
+#[tokio::test]
+async fn forms_are_taken_from_pages_of_the_console_only() {
+    let fleet = Fleet::with_volumes().await;
+    fleet.sent();
+    let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
+    let cookie = ("cookie", "strongroom-console=operate");
+    for (path, body, wanted) in forms(&backup) {
+        for wrong in [
+            vec![cookie, ("sec-fetch-site", "cross-site")],
+            vec![cookie, ("sec-fetch-site", "same-site")],
+            vec![cookie, ("origin", "http://elsewhere"), ("host", "127.0.0.1:9")],
+            vec![cookie],
+            vec![("cookie", "strongroom-console=view"), ("sec-fetch-site", "same-origin")],
+        ] {
+            assert_eq!(
+                fleet.http(form(&path, body, &wrong)).await.status,
+                StatusCode::FORBIDDEN,
+                "{path}: {wrong:?}"
+            );
+        }
+        assert_eq!(fleet.http(form(&path, body, &[])).await.status, StatusCode::UNAUTHORIZED, "{path}");
+        assert_eq!(fleet.sent(), [], "{path}");
+        let taken = fleet.http(form(&path, body, &[cookie, ("sec-fetch-site", "same-origin")])).await;
+        assert_eq!(taken.status, StatusCode::SEE_OTHER, "{path}: {}", taken.body);
+        assert!(taken.headers[header::LOCATION].to_str().unwrap().starts_with("/runs/"));
+        let sent: Vec<Value> = fleet.sent().iter().map(|wanted| json!(wanted)).collect();
+        assert_eq!(sent, [wanted], "{path}");
+    }
+}
+
+#[tokio::test]
+async fn pages_show_what_there_is_and_names_are_only_names() {
+    let fleet = Fleet::with_volumes().await;
+    let overview = fleet.get("/").await;
+    assert_eq!(overview.status, StatusCode::OK);
+    assert!(overview.body.contains("1 late") && overview.body.contains("1 fine"), "{}", overview.body);
+    assert!(
+        overview.body.contains("a/&#60;b&#62;&#38;") && !overview.body.contains("<b>&"),
+        "{}",
+        overview.body
+    );
+    assert!(overview.body.contains("href=\"/volumes/a%2F%3Cb%3E%26\""), "{}", overview.body);
+    let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
+    let volume = fleet.get("/volumes/db").await;
+    assert!(
+        volume.body.contains(&backup) && volume.body.contains("15 */6 * * *")
+            || volume.body.contains("The next ones")
+    );
+    assert!(!volume.body.contains("<form"), "a viewer is offered nothing to change");
+    let operated = fleet.call(Method::GET, "/volumes/db", "operate", None).await;
+    assert!(operated.body.contains("Back up now"), "{}", operated.body);
+    let restore = fleet.call(Method::GET, &format!("/backups/{backup}"), "operate", None).await;
+    assert!(restore.body.contains("<option selected>h</option>"), "{}", restore.body);
+    let run = fleet.get("/v1/runs").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    assert!(fleet.get("/runs").await.body.contains(&format!("/runs/{run}")));
+    assert!(fleet.get(&format!("/runs/{run}")).await.body.contains("succeeded"));
+    let unheard_of = fleet.get(&format!("/runs/{}", "0".repeat(32))).await;
+    assert!(unheard_of.body.contains("nobody has taken it up yet"), "{}", unheard_of.body);
+    let missing = fleet.get("/volumes/nothing").await;
+    assert_eq!(missing.status, StatusCode::NOT_FOUND);
+    assert!(missing.body.contains("<!doctype html>"));
+}
+
+#[tokio::test]
+async fn the_link_becomes_a_cookie_and_pages_load_nothing_from_elsewhere() {
+    let fleet = Fleet::new().await;
+    let login = |token: &str| HttpRequest::get(format!("/login?token={token}")).body(Body::empty()).unwrap();
+    let entered = fleet.http(login("operate")).await;
+    assert_eq!(entered.status, StatusCode::SEE_OTHER);
+    let cookie = entered.headers[header::SET_COOKIE].to_str().unwrap().to_owned();
+    assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite"), "{cookie}");
+    let page = HttpRequest::get("/").header(header::COOKIE, cookie.split(';').next().unwrap());
+    let page = fleet.http(page.body(Body::empty()).unwrap()).await;
+    assert_eq!(page.status, StatusCode::OK);
+    assert!(page.body.contains("There are no volumes yet"));
+    let policy = page.headers["content-security-policy"].to_str().unwrap();
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    assert_eq!(page.headers[header::CACHE_CONTROL], "no-store");
+    for inline in ["<style", " style=", " onclick", "javascript:", "http://", "https://"] {
+        assert!(!page.body.contains(inline), "{inline}");
+    }
+    let refused = fleet.http(login("wrong")).await;
+    assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
+    assert!(!refused.headers.contains_key(header::SET_COOKIE));
+    for open in ["/style.css", "/live.js", "/icon.svg"] {
+        assert_eq!(
+            fleet.http(HttpRequest::get(open).body(Body::empty()).unwrap()).await.status,
+            StatusCode::OK
+        );
+    }
+    for closed in ["/", "/runs", "/v1/volumes", "/v1/backups", "/v1/runs", "/v1/hosts", "/v1/targets"] {
+        let answer = fleet.http(HttpRequest::get(closed).body(Body::empty()).unwrap()).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{closed}");
+    }
+}
