@@ -224,6 +224,48 @@ fn volumes_that_go_together_are_backed_up_and_thinned_out_together() {
     assert_eq!(fleet.dead_letters(), Vec::<String>::new());
 }
 
+/// The console of `up`: for whoever has its token, which stays the same, and gone with the process.
+#[test]
+fn the_console_shows_the_fleet_and_takes_what_is_asked_for() {
+    let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\n");
+    fleet.image("db.img", &noise(1 << 20, 1));
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let address = format!("127.0.0.1:{port}");
+    let ask = |line: &str, token: &str| {
+        let mut stream = std::net::TcpStream::connect(&address).ok()?;
+        let head = format!("{line} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n");
+        write!(stream, "{head}Content-Length: 0\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    };
+    let mut tokens = Vec::new();
+    for round in 0..2 {
+        let process = fleet.start_with(&["--console", &address]);
+        fleet.wait_for("no console", || ask("GET /style.css", "").is_some());
+        let token = std::fs::read_to_string(fleet.place.path("state/console-token")).unwrap();
+        let token = token.trim().to_owned();
+        assert!(ask("GET /v1/volumes", "x").unwrap().starts_with("HTTP/1.1 401 "));
+        let taken = ask("POST /v1/volumes/db/backups", &token).unwrap();
+        assert!(taken.starts_with("HTTP/1.1 202 "), "{taken}");
+        fleet.wait_for("no backup", || {
+            ask("GET /v1/volumes/db", &token)
+                .is_some_and(|told| told.contains(&format!("\"backups\":{}", round + 1)))
+        });
+        tokens.push(token);
+        // One that stays connected holds nobody up.
+        let _idle = std::net::TcpStream::connect(&address).unwrap();
+        let asked = Instant::now();
+        stop(process);
+        assert!(asked.elapsed() < Duration::from_secs(15), "it waited for whoever was connected");
+        assert!(ask("GET /", "").is_none(), "it is gone");
+    }
+    assert_eq!(tokens[0], tokens[1]);
+    assert!(!fleet.log().contains(&tokens[0]), "the token is in the log");
+    let refused = fleet.run(&["up", "--console", "0.0.0.0:0"]);
+    assert_eq!(code(&refused), 2, "others could reach it");
+}
+
 #[test]
 fn requests_that_come_again_are_one_and_poison_is_buried_with_the_reason() {
     let fleet = Fleet::new("[volumes.db]\nsource = \"IMAGES/db.img\"\n");

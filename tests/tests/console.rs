@@ -54,7 +54,7 @@ impl Fleet {
             meter: Arc::new(Unmetered),
             silent_ms: 960_000,
         };
-        let access = Access::new([("view", Role::Viewer), ("operate", Role::Operator)]);
+        let access = Access::new([("view", Role::Viewer), ("operate", Role::Operator)], &[7; 32]);
         let console = router(service.clone(), access);
         Self { world, mail, service, console }
     }
@@ -121,6 +121,14 @@ impl Fleet {
         self.call(Method::GET, path, "view", None).await
     }
 
+    /// What a browser that has opened the link shows.
+    async fn cookie(&self, token: &str) -> String {
+        let link = HttpRequest::get(format!("/login?token={token}")).body(Body::empty()).unwrap();
+        let entered = self.http(link).await;
+        assert_eq!(entered.status, StatusCode::SEE_OTHER);
+        entered.headers[header::SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned()
+    }
+
     /// What was sent to the dispatcher since the last time.
     fn sent(&self) -> Vec<Wanted> {
         let requests = self.mail.take().into_iter().filter(|(queue, _)| *queue == QueueName::Requests);
@@ -134,7 +142,7 @@ async fn volumes_backups_and_runs_are_told() {
     let volumes = fleet.get("/v1/volumes").await;
     assert_eq!(volumes.status, StatusCode::OK);
     let volumes = volumes.json();
-    // The worst first: one is late and has no backup.
+    // By name; one is late and has no backup.
     assert_eq!(
         (&volumes["items"][0]["name"], &volumes["items"][0]["health"]),
         (&json!("a/<b>&"), &json!("late"))
@@ -315,14 +323,15 @@ async fn forms_are_taken_from_pages_of_the_console_only() {
     let fleet = Fleet::with_volumes().await;
     fleet.sent();
     let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
-    let cookie = ("cookie", "strongroom-console=operate");
+    let (viewer, operator) = (fleet.cookie("view").await, fleet.cookie("operate").await);
+    let cookie = ("cookie", operator.as_str());
     for (path, body, wanted) in forms(&backup) {
         for wrong in [
             vec![cookie, ("sec-fetch-site", "cross-site")],
             vec![cookie, ("sec-fetch-site", "same-site")],
             vec![cookie, ("origin", "http://elsewhere"), ("host", "127.0.0.1:9")],
             vec![cookie],
-            vec![("cookie", "strongroom-console=view"), ("sec-fetch-site", "same-origin")],
+            vec![("cookie", viewer.as_str()), ("sec-fetch-site", "same-origin")],
         ] {
             assert_eq!(
                 fleet.http(form(&path, body, &wrong)).await.status,
@@ -338,6 +347,44 @@ async fn forms_are_taken_from_pages_of_the_console_only() {
         let sent: Vec<Value> = fleet.sent().iter().map(|wanted| json!(wanted)).collect();
         assert_eq!(sent, [wanted], "{path}");
     }
+}
+
+/// A form that was corrected is another request; one that is sent twice is not.
+#[tokio::test]
+async fn a_corrected_form_counts_and_a_double_click_does_not() {
+    let fleet = Fleet::with_volumes().await;
+    let operator = fleet.cookie("operate").await;
+    let send = async |body: &'static str| {
+        let headers = [("cookie", operator.as_str()), ("sec-fetch-site", "same-origin")];
+        let taken = fleet.http(form("/volumes/db/schedule", body, &headers)).await;
+        taken.headers[header::LOCATION].to_str().unwrap().to_owned()
+    };
+    let wrong = send("key=k&cron=61+*+*+*+*&time_zone=UTC").await;
+    let right = send("key=k&cron=5+*+*+*+*&time_zone=UTC").await;
+    assert_ne!(wrong, right);
+    assert_eq!(send("key=k&cron=5+*+*+*+*&time_zone=UTC").await, right);
+}
+
+/// What is only in the trash, was backed up by hand, or goes with another is shown as well.
+#[tokio::test]
+async fn volumes_that_the_fleet_does_not_name_are_there() {
+    let fleet = Fleet::with_volumes().await;
+    let report = fleet.world.back_up("by-hand", &noise(1000, 5)).await.unwrap();
+    let spec =
+        json!({ "host": "h", "source": "/dev/x", "with": [{ "volume": "member", "source": "/dev/y" }] });
+    let wanted = json!({ "type": "volume_put", "volume": "leader", "spec": spec });
+    fleet.ask("leader", serde_json::from_value(wanted).unwrap()).await;
+    strongroom_vault::remove::delete(&fleet.world.target, &[report.backup]).await.unwrap();
+    let told = fleet.get("/v1/volumes/by-hand").await.json();
+    assert_eq!((&told["backups"], &told["health"]), (&json!(0), &json!("on_request")));
+    let page = fleet.call(Method::GET, "/volumes/by-hand", "view", None).await;
+    assert!(page.body.contains(&report.backup.to_string()), "where it can be taken out of the trash");
+    let member = fleet.get("/v1/volumes/member").await.json();
+    assert_eq!((&member["together_with"], &member["host"]), (&json!("leader"), &json!("h")));
+    assert!(fleet.get("/").await.body.contains("/volumes/member"));
+    let wrong = fleet.call(Method::PATCH, "/v1/runs", "operate", None).await;
+    assert_eq!(wrong.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(wrong.headers[header::CONTENT_TYPE], "application/problem+json");
 }
 
 #[tokio::test]

@@ -9,14 +9,10 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use blake3::Hash;
 
-use crate::Console;
 use crate::problem::Problem;
-
-/// The cookie that a browser shows its token in.
-pub const COOKIE: &str = "strongroom-console";
-/// The longest token that is looked at, bytes.
-const MAX_TOKEN_BYTES: usize = 256;
+use crate::{Console, pages};
 
 /// What somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,40 +23,77 @@ pub enum Role {
     Operator,
 }
 
-/// The tokens that let people in.
-pub struct Access(Vec<(blake3::Hash, Role)>);
+/// Those who are let in, by their tokens; browsers by sessions, which end with the process.
+pub struct Access {
+    known: Vec<Known>,
+    /// The name of the cookie: cookies of one machine are shared by all its ports, and there may be several consoles.
+    cookie: String,
+}
+
+struct Known {
+    token: Hash,
+    /// What a browser that showed the token is known by: worth nothing elsewhere, or later.
+    session: String,
+    role: Role,
+}
 
 impl Access {
-    /// Lets those in who show one of these.
-    pub fn new<'a>(tokens: impl IntoIterator<Item = (&'a str, Role)>) -> Self {
-        Self(tokens.into_iter().map(|(token, role)| (blake3::hash(token.as_bytes()), role)).collect())
+    /// Lets those in who show one of these. `secret`: at random, for each process.
+    pub fn new<'a>(tokens: impl IntoIterator<Item = (&'a str, Role)>, secret: &[u8; 32]) -> Self {
+        let known = tokens.into_iter().map(|(token, role)| {
+            let session = blake3::keyed_hash(secret, token.as_bytes()).to_hex().to_string();
+            Known { token: blake3::hash(token.as_bytes()), session, role }
+        });
+        let known: Vec<Known> = known.collect();
+        let all: Vec<u8> = known.iter().flat_map(|known| *known.token.as_bytes()).collect();
+        let cookie = format!("strongroom-console-{}", &blake3::hash(&all).to_hex()[..8]);
+        Self { known, cookie }
     }
 
-    /// What whoever shows a token may do. Takes as long for one that is nearly right (equality of hashes, in constant time).
-    pub fn role(&self, token: &str) -> Option<Role> {
-        let given = blake3::hash(token.get(..MAX_TOKEN_BYTES).unwrap_or(token).as_bytes());
-        self.0.iter().filter(|(hash, _)| *hash == given).map(|(_, role)| *role).max()
+    /// What a browser that shows a token is to show from then on: a cookie.
+    pub fn enter(&self, token: &str) -> Option<String> {
+        let known = self.by_token(token)?;
+        Some(format!("{}={}; HttpOnly; SameSite=Lax; Path=/", self.cookie, known.session))
+    }
+
+    fn by_token(&self, token: &str) -> Option<&Known> {
+        // Equality of hashes takes as long for a token that is nearly right.
+        let given = blake3::hash(token.as_bytes());
+        self.known.iter().filter(|known| known.token == given).max_by_key(|known| known.role)
+    }
+
+    fn by_session(&self, session: &str) -> Option<&Known> {
+        let given = blake3::hash(session.as_bytes());
+        let is_it = |known: &&Known| blake3::hash(known.session.as_bytes()) == given;
+        self.known.iter().filter(is_it).max_by_key(|known| known.role)
+    }
+
+    /// What whoever sent these may do.
+    fn role(&self, headers: &HeaderMap) -> Option<Role> {
+        let shown = shown(headers, &self.cookie)?;
+        let known = if shown.by_cookie { self.by_session(shown.text) } else { self.by_token(shown.text) };
+        known.map(|known| known.role)
     }
 }
 
-/// How somebody showed a token.
+/// What somebody showed.
 struct Shown<'a> {
-    token: &'a str,
+    text: &'a str,
     /// By a cookie, that is, perhaps without knowing.
     by_cookie: bool,
 }
 
-fn shown(headers: &HeaderMap) -> Option<Shown<'_>> {
+fn shown<'a>(headers: &'a HeaderMap, cookie: &str) -> Option<Shown<'a>> {
     let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(authorization) = text(header::AUTHORIZATION) {
         let (scheme, token) = authorization.split_once(' ')?;
         let is_bearer = scheme.eq_ignore_ascii_case("bearer");
-        return is_bearer.then_some(Shown { token: token.trim(), by_cookie: false });
+        return is_bearer.then_some(Shown { text: token.trim(), by_cookie: false });
     }
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs =
         cookies.flat_map(|cookies| cookies.split(';')).filter_map(|pair| pair.trim().split_once('='));
-    pairs.find(|(name, _)| *name == COOKIE).map(|(_, token)| Shown { token, by_cookie: true })
+    pairs.find(|(name, _)| *name == cookie).map(|(_, text)| Shown { text, by_cookie: true })
 }
 
 /// Whether a browser says that a page of this very console made it ask (Fetch metadata; `Origin` from browsers without).
@@ -80,17 +113,17 @@ fn wants_html(headers: &HeaderMap) -> bool {
         .is_some_and(|accept| accept.contains("text/html"))
 }
 
+/// An error, as whoever asked can read it.
+fn refused(headers: &HeaderMap, problem: Problem) -> Response {
+    if wants_html(headers) { pages::sorry(problem) } else { problem.into_response() }
+}
+
 /// Lets only those pass who show a token.
 pub async fn known_only(State(console): State<Arc<Console>>, mut request: Request, next: Next) -> Response {
-    let role = shown(request.headers()).and_then(|shown| console.access.role(shown.token));
-    let Some(role) = role else {
+    let Some(role) = console.access.role(request.headers()) else {
         let detail = "show the token of this console: in a browser, open the link that `strongroom up` printed; with other clients, \
                       send it as `Authorization: Bearer TOKEN`";
-        let mut response = if wants_html(request.headers()) {
-            (StatusCode::UNAUTHORIZED, detail).into_response()
-        } else {
-            Problem::new(StatusCode::UNAUTHORIZED, detail).into_response()
-        };
+        let mut response = refused(request.headers(), Problem::new(StatusCode::UNAUTHORIZED, detail));
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return response;
     };
@@ -100,22 +133,21 @@ pub async fn known_only(State(console): State<Arc<Console>>, mut request: Reques
 
 /// Lets only operators pass, and only so many.
 pub async fn operators_only(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
-    let refused = |detail: &str| Problem::new(StatusCode::FORBIDDEN, detail).into_response();
-    if request.extensions().get::<Role>() != Some(&Role::Operator) {
-        return refused("this takes an operator; the token shown is a viewer's");
-    }
     let headers = request.headers();
-    if shown(headers).is_some_and(|shown| shown.by_cookie) && !is_from_here(headers) {
-        return refused(
+    let forbidden = |detail: &str| refused(headers, Problem::new(StatusCode::FORBIDDEN, detail));
+    if request.extensions().get::<Role>() != Some(&Role::Operator) {
+        return forbidden("this takes an operator; the token shown is a viewer's");
+    }
+    let by_cookie = shown(headers, &console.access.cookie).is_some_and(|shown| shown.by_cookie);
+    if by_cookie && !is_from_here(headers) {
+        return forbidden(
             "another site asked for this; ask from a page of this console, or send the token as `Authorization: Bearer TOKEN`",
         );
     }
     if let Err(wait_ms) = console.limit.take(console.service.home.now()) {
-        let problem = Problem::new(
-            StatusCode::TOO_MANY_REQUESTS,
-            "more changes are asked for than one console takes in a minute",
-        );
-        return Problem { retry_after: Some(wait_ms.div_ceil(1000)), ..problem }.into_response();
+        let detail = "more changes are asked for than one console takes in a minute";
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
+        return refused(headers, Problem { retry_after: Some(wait_ms.div_ceil(1000)), ..problem });
     }
     next.run(request).await
 }
@@ -129,7 +161,7 @@ pub async fn headers(request: Request, next: Next) -> Response {
              frame-ancestors 'none'; base-uri 'none'",
         ),
         ("x-content-type-options", "nosniff"),
-        ("referrer-policy", "no-referrer"),
+        ("referrer-policy", "same-origin"),
         ("cross-origin-opener-policy", "same-origin"),
         ("cross-origin-resource-policy", "same-origin"),
     ];
@@ -156,24 +188,36 @@ mod tests {
     #[test]
     fn tokens_are_found_in_a_header_or_a_cookie() {
         let found = |pairs: &[(&'static str, &str)]| {
-            shown(&headers(pairs)).map(|shown| (shown.token.to_owned(), shown.by_cookie))
+            shown(&headers(pairs), "console").map(|shown| (shown.text.to_owned(), shown.by_cookie))
         };
         assert_eq!(found(&[("authorization", "Bearer abc")]), Some(("abc".to_owned(), false)));
-        assert_eq!(found(&[("cookie", "a=b; strongroom-console=xyz; c=d")]), Some(("xyz".to_owned(), true)));
-        let both = [("authorization", "Basic abc"), ("cookie", "strongroom-console=xyz")];
+        assert_eq!(found(&[("cookie", "a=b; console=xyz; c=d")]), Some(("xyz".to_owned(), true)));
+        let both = [("authorization", "Basic abc"), ("cookie", "console=xyz")];
         assert_eq!(found(&both), None, "who shows something else does not mean the cookie");
-        assert_eq!(found(&[("cookie", "strongroom-consolex=xyz")]), None);
+        assert_eq!(found(&[("cookie", "consolex=xyz")]), None);
     }
 
     #[test]
     fn a_token_gives_its_role_and_nothing_else_does() {
-        let access = Access::new([("view", Role::Viewer), ("operate", Role::Operator)]);
-        assert_eq!(access.role("view"), Some(Role::Viewer));
-        assert_eq!(access.role("operate"), Some(Role::Operator));
-        for wrong in ["", "View", "operate ", "operat", &"x".repeat(10_000)] {
-            assert_eq!(access.role(wrong), None);
+        let tokens = [("view", Role::Viewer), ("operate", Role::Operator)];
+        let access = Access::new(tokens, &[7; 32]);
+        let by_token = |token: &str| access.role(&headers(&[("authorization", &format!("Bearer {token}"))]));
+        assert_eq!((by_token("view"), by_token("operate")), (Some(Role::Viewer), Some(Role::Operator)));
+        for wrong in ["", "View", "operat", &"x".repeat(10_000)] {
+            assert_eq!(by_token(wrong), None);
         }
-        assert_eq!(Access::new([]).role(""), None);
+        let cookie = |access: &Access, text: &str| access.role(&headers(&[("cookie", text)]));
+        let entered = access.enter("operate").unwrap();
+        let pair = entered.split(';').next().unwrap();
+        assert_eq!(cookie(&access, pair), Some(Role::Operator));
+        assert!(!entered.contains("operate"), "the token itself does not go into the cookie");
+        assert_eq!(by_token(pair.split_once('=').unwrap().1), None, "a session is no token");
+        assert_eq!(cookie(&access, &format!("{}=operate", access.cookie)), None, "nor the other way round");
+        assert_eq!(cookie(&Access::new(tokens, &[8; 32]), pair), None, "of another process");
+        assert_eq!(access.enter("wrong"), None);
+        let nobody = Access::new([], &[7; 32]);
+        assert_eq!(nobody.role(&headers(&[("authorization", "Bearer ")])), None);
+        assert_ne!(nobody.cookie, access.cookie);
     }
 
     #[test]

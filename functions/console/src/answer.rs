@@ -25,6 +25,8 @@ pub struct VolumeAnswer {
     source: Option<String>,
     with: Vec<Member>,
     target: Option<String>,
+    together_with: Option<String>,
+    problem: Option<String>,
     schedule: Option<ScheduleAnswer>,
     retention: Option<RetentionSpec>,
     rpo_ms: Option<u64>,
@@ -50,6 +52,7 @@ pub struct ScheduleAnswer {
 #[derive(Debug, Serialize)]
 pub struct BackupAnswer {
     id: BackupId,
+    target: Option<String>,
     volume: String,
     created: String,
     logical_bytes: u64,
@@ -76,11 +79,6 @@ pub struct Page<T> {
 }
 
 impl VolumeAnswer {
-    /// Its name.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// A volume, as it is now.
     pub fn new(line: &Line<'_>, now: strongroom_format::ids::TimestampMs) -> Self {
         let (state, spec) = (line.state, line.state.map(|state| &state.spec));
@@ -97,19 +95,21 @@ impl VolumeAnswer {
         Self {
             name: line.name.to_owned(),
             health: line.health,
-            host: spec.map(|spec| spec.host.clone()),
+            host: line.host().map(str::to_owned),
             source: spec.map(|spec| spec.source.clone()),
             with: spec.map(|spec| spec.with.clone()).unwrap_or_default(),
-            target: spec.and_then(|spec| spec.target.clone()),
+            target: line.target.map(str::to_owned),
+            together_with: line.leader.map(|(leader, _)| leader.to_owned()),
+            problem: line.problem.map(str::to_owned),
             schedule,
             retention: spec.and_then(|spec| spec.retention.clone()),
             rpo_ms: spec.and_then(|spec| spec.rpo_ms),
             active_run: state.and_then(|state| state.active).map(|active| active.run),
             last_success: state.and_then(|state| state.last_success).map(time),
             last_failure: state.and_then(|state| state.last_failure).map(time),
-            backups: line.backups,
-            stored_bytes: line.stored_bytes,
-            newest: line.newest.map(|backup| BackupAnswer::new(line.name, backup)),
+            backups: line.live().count(),
+            stored_bytes: line.stored_bytes(),
+            newest: line.newest().map(|backup| BackupAnswer::new(line.target, line.name, backup)),
         }
     }
 }
@@ -120,10 +120,11 @@ impl BackupAnswer {
         self.id
     }
 
-    /// A backup of a volume.
-    pub fn new(volume: &str, backup: &BackupEntry) -> Self {
+    /// A backup of a volume in a target.
+    pub fn new(target: Option<&str>, volume: &str, backup: &BackupEntry) -> Self {
         Self {
             id: backup.id,
+            target: target.map(str::to_owned),
             volume: volume.to_owned(),
             created: time(backup.created),
             logical_bytes: backup.logical_bytes,

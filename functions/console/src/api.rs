@@ -19,7 +19,7 @@ use strongroom_fleet::{QueueName, Service};
 use strongroom_format::ids::{BackupId, RunId};
 
 use crate::answer::{BackupAnswer, Page, RunAnswer, VolumeAnswer, json};
-use crate::fleet::{self, Fleet};
+use crate::fleet::{self, Fleet, Line};
 use crate::problem::{Answered, Problem};
 use crate::{Console, Routes};
 
@@ -101,23 +101,30 @@ async fn volumes(
     headers: HeaderMap,
     asked: Asked,
 ) -> Answered<Response> {
+    let listing = listing(asked)?;
     let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let all: Vec<VolumeAnswer> =
-        fleet.lines().iter().map(|line| VolumeAnswer::new(line, fleet.now)).collect();
-    json(&headers, &listing(asked)?.cut(all, |volume| volume.name().to_owned())?)
+    let is_meant = |line: &Line<'_>| listing.target.is_none() || listing.target.as_deref() == line.target;
+    let lines: Vec<Line<'_>> = fleet.lines().into_iter().filter(is_meant).collect();
+    // In targets of other names there may be volumes of the same.
+    let name = |line: &Line<'_>| match line.target {
+        Some(target) => format!("{}@{target}", line.name),
+        None => line.name.to_owned(),
+    };
+    let Page { items, next } = listing.cut(lines, name)?;
+    let items = items.iter().map(|line| VolumeAnswer::new(line, fleet.now)).collect();
+    json(&headers, &Page { items, next })
 }
 
 async fn volume(
     State(console): State<Arc<Console>>,
     Path(name): Path<String>,
     headers: HeaderMap,
+    asked: Asked,
 ) -> Answered<Response> {
+    let listing = listing(asked)?;
     let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let line = fleet.line(&name, fleet.volumes.get(&name));
-    if line.state.is_none() && line.newest.is_none() {
-        return Err(Problem::not_found("volume", &name));
-    }
-    json(&headers, &VolumeAnswer::new(&line, fleet.now))
+    let line = fleet.line(&name, listing.target.as_deref().map(Some));
+    json(&headers, &VolumeAnswer::new(&line.ok_or_else(|| Problem::not_found("volume", &name))?, fleet.now))
 }
 
 async fn backups(
@@ -136,8 +143,10 @@ async fn backups(
         })
         .collect();
     found.sort_by_key(|(volume, backup)| (std::cmp::Reverse(backup.created), *volume, backup.id));
-    let all: Vec<BackupAnswer> =
-        found.iter().map(|(volume, backup)| BackupAnswer::new(volume, backup)).collect();
+    let all: Vec<BackupAnswer> = found
+        .iter()
+        .map(|(volume, backup)| BackupAnswer::new(listing.target.as_deref(), volume, backup))
+        .collect();
     json(&headers, &listing.cut(all, |backup| backup.id().to_string())?)
 }
 
@@ -147,11 +156,12 @@ async fn backup(
     headers: HeaderMap,
     asked: Asked,
 ) -> Answered<Response> {
-    let target = console.service.targets.open(listing(asked)?.target.as_deref()).await?;
+    let listing = listing(asked)?;
+    let target = console.service.targets.open(listing.target.as_deref()).await?;
     let root = target.head().await?.root;
     let (volume, backup) =
         find(&root, &name).map_err(|error| Problem::new(StatusCode::NOT_FOUND, error.to_string()))?;
-    json(&headers, &BackupAnswer::new(volume, backup))
+    json(&headers, &BackupAnswer::new(listing.target.as_deref(), volume, backup))
 }
 
 async fn runs(State(console): State<Arc<Console>>, headers: HeaderMap, asked: Asked) -> Answered<Response> {

@@ -2,8 +2,9 @@
 //!
 //! A shard that the agenda tells no newer version of is not read again, and a run that has ended is read once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
@@ -15,17 +16,22 @@ use strongroom_fleet::shard::Shard;
 use strongroom_fleet::volume::VolumeState;
 use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
+use tracing::warn;
 
 /// Objects read at once.
 const READS_AT_ONCE: usize = 16;
-/// Ended runs that are remembered: some ten MiB.
+/// Ended runs that are remembered: mostly less than a KiB each.
 const MAX_KNOWN_RUNS: usize = 20_000;
+/// How long the root of a target may take.
+const TARGET_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What was read before.
 #[derive(Debug, Default)]
 pub struct Seen {
     shards: Mutex<HashMap<u16, Arc<Shard>>>,
     ended: Mutex<HashMap<RunId, Arc<Run>>>,
+    /// Held by whoever lists runs: one at a time.
+    listing: tokio::sync::Mutex<()>,
 }
 
 /// A fleet.
@@ -37,7 +43,9 @@ pub struct Fleet {
     pub settings: FleetSettings,
     /// Volumes, by name.
     pub volumes: BTreeMap<String, VolumeState>,
-    /// Roots of the targets that volumes go to, by name; `None` is the home. What could not be read says why.
+    /// The volumes that others are backed up together with, by the names of those.
+    leaders: BTreeMap<String, String>,
+    /// Roots of the home and of the fleet's other targets, by name; `None` is the home. What could not be read says why.
     pub roots: BTreeMap<Option<String>, Result<Root, String>>,
 }
 
@@ -49,6 +57,8 @@ pub enum Health {
     Failed,
     /// Its newest backup is older than its recovery point objective.
     Late,
+    /// The target that it goes to can't be read.
+    Unknown,
     /// It has none yet.
     NoBackup,
     /// It has backups, and none comes by itself.
@@ -58,19 +68,20 @@ pub enum Health {
 }
 
 impl Health {
-    /// How a volume is, by its state and whether it has backups.
-    pub fn of(state: &VolumeState, has_backup: bool, now: TimestampMs) -> Self {
+    /// How a volume is, by its state and whether it has backups, if that is known.
+    pub fn of(state: &VolumeState, has_backup: Option<bool>, now: TimestampMs) -> Self {
         let is_scheduled = state.spec.schedule.as_ref().is_some_and(|schedule| !schedule.paused);
         if state.last_failure.is_some() {
             Self::Failed
         } else if state.late_at().is_some_and(|late| late <= now) {
             Self::Late
-        } else if !has_backup {
-            Self::NoBackup
-        } else if !is_scheduled {
-            Self::OnRequest
         } else {
-            Self::Fine
+            match has_backup {
+                None => Self::Unknown,
+                Some(false) => Self::NoBackup,
+                Some(true) if !is_scheduled => Self::OnRequest,
+                Some(true) => Self::Fine,
+            }
         }
     }
 
@@ -79,6 +90,7 @@ impl Health {
         match self {
             Self::Failed => "failed",
             Self::Late => "late",
+            Self::Unknown => "unknown",
             Self::NoBackup => "no backup yet",
             Self::OnRequest => "on request",
             Self::Fine => "fine",
@@ -89,7 +101,7 @@ impl Health {
     pub const fn class(self) -> &'static str {
         match self {
             Self::Failed => "failed",
-            Self::Late => "late",
+            Self::Late | Self::Unknown => "late",
             Self::NoBackup | Self::OnRequest => "neutral",
             Self::Fine => "fine",
         }
@@ -116,82 +128,128 @@ impl Fleet {
             stream::iter(reads).buffer_unordered(READS_AT_ONCE).try_collect().await?;
         let volumes: BTreeMap<String, VolumeState> =
             shards.iter().flat_map(|shard| shard.volumes.clone()).collect();
+        let members = |(leader, state): (&String, &VolumeState)| {
+            let leader = leader.clone();
+            state.spec.with.clone().into_iter().map(move |member| (member.volume, leader.clone()))
+        };
+        let leaders = volumes.iter().flat_map(members).collect();
+        let names: Vec<Option<String>> =
+            std::iter::once(None).chain(settings.targets.keys().cloned().map(Some)).collect();
+        let reads = names.into_iter().map(|name| async move {
+            let read = tokio::time::timeout(TARGET_PATIENCE, root(service, name.as_deref())).await;
+            let read = read.unwrap_or_else(|_| {
+                Err(VaultError::Internal(format!("no answer within {} s", TARGET_PATIENCE.as_secs())))
+            });
+            (name, read)
+        });
         let mut roots = BTreeMap::new();
-        let home_root = home.target().head().await?.root;
-        roots.insert(None, Ok(home_root));
-        for name in settings.targets.keys() {
-            let opened = service.targets.open(Some(name)).await;
-            let root = match opened {
-                Ok(target) => target.head().await.map(|head| head.root),
-                Err(error) => Err(error),
-            };
-            roots.insert(Some(name.clone()), root.map_err(|error| error.to_string()));
+        for (name, read) in stream::iter(reads).buffer_unordered(READS_AT_ONCE).collect::<Vec<_>>().await {
+            // Without the home there is nothing to show.
+            let read = if name.is_none() { Ok(read?) } else { read.map_err(|error| error.to_string()) };
+            roots.insert(name, read);
         }
-        Ok(Self { now, settings, volumes, roots })
+        Ok(Self { now, settings, volumes, leaders, roots })
     }
 
-    /// The backups of a volume in a target, live ones and those in the trash, in the order of their commits.
-    pub fn backups(&self, target: Option<&str>, volume: &str) -> &[BackupEntry] {
-        let root = self.roots.get(&target.map(str::to_owned)).and_then(|root| root.as_ref().ok());
-        root.and_then(|root| root.volumes.get(volume))
-            .map(|volume| volume.backups.as_slice())
-            .unwrap_or_default()
-    }
-
-    /// The target that a volume goes to; the home for one that the fleet does not know.
-    pub fn target_of(&self, volume: &str) -> Option<&str> {
-        self.volumes.get(volume)?.spec.target.as_deref()
-    }
-
-    /// All volumes, of the fleet or with backups in its home, the worst first.
-    pub fn lines(&self) -> Vec<Line<'_>> {
-        let mut lines: Vec<Line<'_>> =
-            self.volumes.iter().map(|(name, state)| self.line(name, Some(state))).collect();
-        let home = self.roots.get(&None).and_then(|root| root.as_ref().ok());
-        let others = home.into_iter().flat_map(|root| root.volumes.keys());
-        lines.extend(
-            others.filter(|name| !self.volumes.contains_key(*name)).map(|name| self.line(name, None)),
-        );
-        lines.sort_by(|a, b| (a.health, a.name).cmp(&(b.health, b.name)));
-        lines
-    }
-
-    /// One volume.
-    pub fn line<'a>(&'a self, name: &'a str, state: Option<&'a VolumeState>) -> Line<'a> {
-        let target = state.and_then(|state| state.spec.target.as_deref());
-        let live = || self.backups(target, name).iter().filter(|backup| backup.is_live());
-        let newest = live().max_by_key(|backup| backup.created);
-        let health = match state {
-            Some(state) => Health::of(state, newest.is_some(), self.now),
+    /// A volume in a target, or where the fleet says that it goes, or has backups; `None` if nothing is known of it.
+    pub fn line<'a>(&'a self, name: &'a str, target: Option<Option<&'a str>>) -> Option<Line<'a>> {
+        let own = self.volumes.get(name);
+        let has_it =
+            |root: &Result<Root, String>| root.as_ref().is_ok_and(|root| root.volumes.contains_key(name));
+        let found = || self.roots.iter().find(|(_, root)| has_it(root)).map(|(target, _)| target.as_deref());
+        let target = target
+            .or_else(|| own.map(|state| state.spec.target.as_deref()))
+            .or_else(|| self.leader(name).map(|(_, state)| state.spec.target.as_deref()))
+            .or_else(found)?;
+        let goes_there = |state: &&VolumeState| state.spec.target.as_deref() == target;
+        let own = own.filter(goes_there);
+        let leader = self.leader(name).filter(|(_, state)| own.is_none() && goes_there(state));
+        let root = self.roots.get(&target.map(str::to_owned))?;
+        let volume = root.as_ref().ok().and_then(|root| root.volumes.get(name));
+        let backups = volume.map(|volume| volume.backups.as_slice()).unwrap_or_default();
+        if own.is_none() && leader.is_none() && backups.is_empty() {
+            return None;
+        }
+        let problem = root.as_ref().err().map(String::as_str);
+        let has_backup = problem.is_none().then(|| backups.iter().any(BackupEntry::is_live));
+        let health = match own.or(leader.map(|(_, state)| state)) {
+            Some(state) => Health::of(state, has_backup, self.now),
             None => Health::OnRequest,
         };
-        let (backups, stored_bytes) = live()
-            .fold((0, 0_u64), |(count, sum), backup| (count + 1, sum.saturating_add(backup.stored_bytes)));
-        Line { name, state, health, newest, backups, stored_bytes }
+        Some(Line { name, target, state: own, leader, health, problem, backups })
+    }
+
+    /// The volume that another is backed up together with.
+    fn leader(&self, name: &str) -> Option<(&str, &VolumeState)> {
+        let (leader, state) = self.volumes.get_key_value(self.leaders.get(name)?)?;
+        Some((leader, state))
+    }
+
+    /// All volumes, of the fleet or with backups in any of its targets, by their names.
+    pub fn lines(&self) -> Vec<Line<'_>> {
+        let mut names: BTreeSet<(&str, Option<&str>)> = BTreeSet::new();
+        for (name, state) in &self.volumes {
+            let target = state.spec.target.as_deref();
+            names.insert((name, target));
+            names.extend(state.spec.with.iter().map(|member| (member.volume.as_str(), target)));
+        }
+        for (target, root) in &self.roots {
+            let volumes = root.iter().flat_map(|root| root.volumes.keys());
+            names.extend(volumes.map(|name| (name.as_str(), target.as_deref())));
+        }
+        names.into_iter().filter_map(|(name, target)| self.line(name, Some(target))).collect()
     }
 }
 
-/// A volume, as listings show it.
+/// A volume in a target.
 #[derive(Debug, Clone, Copy)]
 pub struct Line<'a> {
     /// Its name.
     pub name: &'a str,
-    /// What the fleet knows of it; nothing of one that was backed up by hand.
+    /// The target; `None` is the home.
+    pub target: Option<&'a str>,
+    /// What the fleet knows of it; nothing of a member of a group, and of one that was backed up by hand.
     pub state: Option<&'a VolumeState>,
+    /// The volume that it is backed up together with.
+    pub leader: Option<(&'a str, &'a VolumeState)>,
     /// How it is.
     pub health: Health,
-    /// Its newest live backup.
-    pub newest: Option<&'a BackupEntry>,
-    /// Live backups.
-    pub backups: usize,
-    /// What was stored for them, bytes.
-    pub stored_bytes: u64,
+    /// Why its target can't be read.
+    pub problem: Option<&'a str>,
+    /// Its backups there, live ones and those in the trash, in the order of their commits.
+    pub backups: &'a [BackupEntry],
 }
 
-/// Reads a shard, unless it is known in that version or a later one.
+impl<'a> Line<'a> {
+    /// Its live backups.
+    pub fn live(&self) -> impl Iterator<Item = &'a BackupEntry> {
+        self.backups.iter().filter(|backup| backup.is_live())
+    }
+
+    /// The newest of them.
+    pub fn newest(&self) -> Option<&'a BackupEntry> {
+        self.live().max_by_key(|backup| backup.created)
+    }
+
+    /// What was stored for them, bytes.
+    pub fn stored_bytes(&self) -> u64 {
+        self.live().fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes))
+    }
+
+    /// The host that reads it.
+    pub fn host(&self) -> Option<&'a str> {
+        self.state.or(self.leader.map(|(_, state)| state)).map(|state| state.spec.host.as_str())
+    }
+}
+
+async fn root(service: &Service, target: Option<&str>) -> VaultResult<Root> {
+    Ok(service.targets.open(target).await?.head().await?.root)
+}
+
+/// Reads a shard, unless it is known in that version: another one, even a later, may be of a fleet that was put back.
 async fn shard(service: &Service, seen: &Seen, number: u16, version: u64) -> VaultResult<Arc<Shard>> {
     let known = seen.shards.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned();
-    if let Some(known) = known.filter(|known| known.version >= version) {
+    if let Some(known) = known.filter(|known| known.version == version) {
         return Ok(known);
     }
     let read = Arc::new(service.home.shard(number).await?.body);
@@ -212,23 +270,29 @@ pub async fn run(service: &Service, seen: &Seen, id: RunId) -> VaultResult<Optio
     let run = Arc::new(run);
     if run.has_ended() {
         let mut ended = seen.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.len() >= MAX_KNOWN_RUNS {
-            ended.clear();
+        if ended.len() < MAX_KNOWN_RUNS {
+            ended.insert(id, Arc::clone(&run));
         }
-        ended.insert(id, Arc::clone(&run));
     }
     Ok(Some(run))
 }
 
-/// Reads all runs, the newest first.
+/// Reads all runs, the newest first; one that can't be understood is left out, and told in the log.
 ///
 /// # Errors
 /// `Store`, `Format`.
 pub async fn runs(service: &Service, seen: &Seen) -> VaultResult<Vec<(RunId, Arc<Run>)>> {
+    let _one = seen.listing.lock().await;
     let ids = service.home.runs().await?;
-    let reads = ids
-        .into_iter()
-        .map(|id| async move { Ok::<_, VaultError>(run(service, seen, id).await?.map(|run| (id, run))) });
+    let reads = ids.into_iter().map(|id| async move {
+        match run(service, seen, id).await {
+            Err(error @ VaultError::Format(_)) => {
+                warn!(run = %id, %error, "a run can't be read");
+                Ok(None)
+            }
+            read => Ok::<_, VaultError>(read?.map(|run| (id, run))),
+        }
+    });
     let found: Vec<Option<_>> = stream::iter(reads).buffer_unordered(READS_AT_ONCE).try_collect().await?;
     let mut runs: Vec<(RunId, Arc<Run>)> = found.into_iter().flatten().collect();
     runs.sort_by_key(|(id, run)| (std::cmp::Reverse(run.created), *id));
@@ -257,9 +321,10 @@ mod tests {
             rpo_ms: Some(1000),
         };
         let mut state = VolumeState::new(spec, TimestampMs(0));
-        let at = |state: &VolumeState, ms| Health::of(state, true, TimestampMs(ms));
+        let at = |state: &VolumeState, ms| Health::of(state, Some(true), TimestampMs(ms));
         assert_eq!(at(&state, 999), Health::Fine);
-        assert_eq!(Health::of(&state, false, TimestampMs(999)), Health::NoBackup);
+        assert_eq!(Health::of(&state, Some(false), TimestampMs(999)), Health::NoBackup);
+        assert_eq!(Health::of(&state, None, TimestampMs(999)), Health::Unknown);
         assert_eq!(at(&state, 1000), Health::Late);
         state.last_success = Some(TimestampMs(500));
         assert_eq!(at(&state, 1499), Health::Fine);

@@ -45,6 +45,7 @@ pub fn router(service: Service, access: Access) -> Router {
         .route_layer(from_fn_with_state(Arc::clone(&console), access::known_only))
         .merge(pages::open_routes())
         .fallback(problem::no_such_page)
+        .method_not_allowed_fallback(problem::no_such_method)
         .layer(from_fn(access::headers))
         .with_state(console)
 }

@@ -18,7 +18,7 @@ use strongroom_fleet::run::{Job, Run, RunState};
 use strongroom_fleet::text::{ago, bytes, time, time_in};
 use strongroom_format::ids::{BackupId, RunId, TimestampMs};
 
-use crate::access::{COOKIE, Role};
+use crate::access::Role;
 use crate::answer::SLOTS;
 use crate::api::send;
 use crate::fleet::{self, Fleet, Health};
@@ -79,6 +79,11 @@ impl IntoResponse for Sorry {
     }
 }
 
+/// A problem, as a page.
+pub fn sorry(problem: Problem) -> Response {
+    Sorry(problem).into_response()
+}
+
 type Shown = Result<Response, Sorry>;
 
 fn show(page: &impl Template) -> Shown {
@@ -104,6 +109,7 @@ struct Sum {
 
 struct VolumeRow<'a> {
     name: &'a str,
+    in_target: String,
     health: &'static str,
     class: &'static str,
     host: &'a str,
@@ -127,22 +133,25 @@ struct OverviewPage<'a> {
 
 async fn overview(State(console): State<Arc<Console>>) -> Shown {
     let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let lines = fleet.lines();
+    let mut lines = fleet.lines();
+    lines.sort_by_key(|line| (line.health, line.name, line.target));
     let count = |health: Health| lines.iter().filter(|line| line.health == health).count();
-    let all = [Health::Failed, Health::Late, Health::NoBackup, Health::OnRequest, Health::Fine];
+    let all =
+        [Health::Failed, Health::Late, Health::Unknown, Health::NoBackup, Health::OnRequest, Health::Fine];
     let sums = all.map(|health| Sum { class: health.class(), text: health.text(), count: count(health) });
     let rows = lines.iter().map(|line| {
-        let newest = line.newest.map(|backup| backup.created);
+        let newest = line.newest().map(|backup| backup.created);
         let slots = line.state.and_then(|state| state.spec.slots().ok().flatten());
         VolumeRow {
             name: line.name,
+            in_target: in_target(line.target),
             health: line.health.text(),
             class: line.health.class(),
-            host: line.state.map_or("", |state| &state.spec.host),
+            host: line.host().unwrap_or_default(),
             newest: newest.map(time).unwrap_or_default(),
             age: newest.map(|at| ago(at, fleet.now)).unwrap_or_default(),
-            backups: line.backups,
-            stored: bytes(line.stored_bytes),
+            backups: line.live().count(),
+            stored: bytes(line.stored_bytes()),
             next: slots.and_then(|slots| slots.after(fleet.now)).map(time).unwrap_or_default(),
             is_running: line.state.is_some_and(|state| state.active.is_some()),
         }
@@ -153,8 +162,8 @@ async fn overview(State(console): State<Arc<Console>>) -> Shown {
     });
     show(&OverviewPage {
         sums: sums.into_iter().filter(|sum| sum.count > 0).collect(),
-        backups: lines.iter().map(|line| line.backups).sum(),
-        stored: bytes(lines.iter().map(|line| line.stored_bytes).sum()),
+        backups: lines.iter().map(|line| line.live().count()).sum(),
+        stored: bytes(lines.iter().fold(0, |sum, line| sum.saturating_add(line.stored_bytes()))),
         problems: problems.collect(),
         rows: rows.collect(),
     })
@@ -203,6 +212,7 @@ struct VolumePage<'a> {
     zone: &'a str,
     is_paused: bool,
     slots: Vec<Slot>,
+    problem: &'a str,
     in_target: String,
     backups: Vec<BackupRow>,
 }
@@ -211,13 +221,12 @@ async fn volume(
     State(console): State<Arc<Console>>,
     Extension(role): Extension<Role>,
     Path(name): Path<String>,
+    Query(InTarget { target }): Query<InTarget>,
 ) -> Shown {
     let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let line = fleet.line(&name, fleet.volumes.get(&name));
-    if line.state.is_none() && line.newest.is_none() {
-        return Err(Problem::not_found("volume", &name).into());
-    }
-    let mut backups: Vec<&BackupEntry> = fleet.backups(fleet.target_of(&name), &name).iter().collect();
+    let line = fleet.line(&name, target.as_deref().map(Some));
+    let line = line.ok_or_else(|| Problem::not_found("volume", &name))?;
+    let mut backups: Vec<&BackupEntry> = line.backups.iter().collect();
     backups.sort_by_key(|backup| (std::cmp::Reverse(backup.created), backup.id));
     let mut facts = Vec::new();
     if let Some(state) = line.state {
@@ -228,14 +237,18 @@ async fn volume(
             let with = spec.with.iter().map(|member| member.volume.as_str());
             facts.push(("Backed up with it", with.collect::<Vec<_>>().join(", ")));
         }
-        facts.push(("Target", spec.target.clone().unwrap_or_else(|| "home".to_owned())));
         let told = |at: Option<TimestampMs>| at.map_or_else(|| "never".to_owned(), |at| ago(at, fleet.now));
         facts.push(("Last success", told(state.last_success)));
         if let Some(at) = state.last_failure {
             facts.push(("Last failure", format!("{}; the runs of this volume say why", ago(at, fleet.now))));
         }
     }
-    facts.push(("Backups", format!("{}, {} stored", line.backups, bytes(line.stored_bytes))));
+    if let Some((leader, state)) = line.leader {
+        facts.push(("Host", state.spec.host.clone()));
+        facts.push(("Backed up with", leader.to_owned()));
+    }
+    facts.push(("Target", line.target.unwrap_or("home").to_owned()));
+    facts.push(("Backups", format!("{}, {} stored", line.live().count(), bytes(line.stored_bytes()))));
     let schedule = line.state.and_then(|state| state.spec.schedule.as_ref());
     let slots = line.state.and_then(|state| state.spec.slots().ok().flatten());
     let zone = schedule.and_then(|schedule| TimeZone::get(&schedule.zone).ok()).unwrap_or(TimeZone::UTC);
@@ -255,7 +268,8 @@ async fn volume(
         slots: slots
             .map(|slots| slots.iter_after(fleet.now).take(SLOTS).map(slot).collect())
             .unwrap_or_default(),
-        in_target: in_target(fleet.target_of(&name)),
+        problem: line.problem.unwrap_or_default(),
+        in_target: in_target(line.target),
         backups: backups.into_iter().map(BackupRow::new).collect(),
     })
 }
@@ -304,9 +318,12 @@ async fn backup(
 ) -> Shown {
     let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
     let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let root = fleet.roots.get(&target).and_then(|root| root.as_ref().ok());
-    let (volume, backup) =
-        root.and_then(|root| root.backup(id)).ok_or_else(|| Problem::not_found("backup", &name))?;
+    let root = match fleet.roots.get(&target) {
+        Some(Ok(root)) => root,
+        Some(Err(reason)) => return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason).into()),
+        None => return Err(Problem::not_found("target", &target.unwrap_or_default()).into()),
+    };
+    let (volume, backup) = root.backup(id).ok_or_else(|| Problem::not_found("backup", &name))?;
     let mut facts = vec![
         ("Made", format!("{} ({})", time(backup.created), ago(backup.created, fleet.now))),
         ("Length", bytes(backup.logical_bytes)),
@@ -316,7 +333,8 @@ async fn backup(
     if let Some(group) = backup.group {
         facts.push(("Group", format!("{} of {} backups", group.id, group.members)));
     }
-    let own_host = fleet.volumes.get(volume).map_or("", |state| &state.spec.host);
+    let own_host =
+        fleet.line(volume, Some(target.as_deref())).and_then(|line| line.host()).unwrap_or_default();
     show(&BackupPage {
         id,
         volume,
@@ -326,7 +344,7 @@ async fn backup(
         hosts: fleet.settings.hosts.keys().cloned().collect(),
         own_host,
         length: bytes(backup.logical_bytes),
-        target: target.unwrap_or_default(),
+        target: target.clone().unwrap_or_default(),
         key: key(&console),
     })
 }
@@ -414,20 +432,15 @@ async fn run(State(console): State<Arc<Console>>, Path(name): Path<String>) -> S
     show(&page)
 }
 
-/// Takes the token out of the link that was printed, into a cookie.
+/// Takes the token out of the link that was printed; from then on, a browser is known by a cookie.
 async fn login(State(console): State<Arc<Console>>, Query(given): Query<Login>) -> Response {
-    if console.access.role(&given.token).is_none() {
-        let problem = Problem::new(
-            StatusCode::UNAUTHORIZED,
-            "this link is not of this console, or no longer; `strongroom up` prints its own",
-        );
-        return Sorry(problem).into_response();
-    }
+    let cookie = console.access.enter(&given.token).and_then(|cookie| HeaderValue::from_str(&cookie).ok());
+    let Some(cookie) = cookie else {
+        let detail = "this link is not of this console, or no longer; `strongroom up` prints its own";
+        return sorry(Problem::new(StatusCode::UNAUTHORIZED, detail));
+    };
     let mut response = Redirect::to("/").into_response();
-    let cookie = format!("{COOKIE}={}; HttpOnly; SameSite=Lax; Path=/", given.token);
-    if let Ok(cookie) = HeaderValue::from_str(&cookie) {
-        response.headers_mut().insert(header::SET_COOKIE, cookie);
-    }
+    response.headers_mut().insert(header::SET_COOKIE, cookie);
     response
 }
 
@@ -467,7 +480,11 @@ type Filled = Result<Form<Sent>, FormRejection>;
 /// Sends what a form asks for, and shows its run.
 async fn asked(console: &Console, form: Filled, wanted: impl FnOnce(&Sent) -> Wanted) -> Shown {
     let Form(sent) = form.map_err(|error| Problem::new(error.status(), error.body_text()))?;
-    let run = send(&console.service, Some(&sent.key), wanted(&sent)).await?;
+    let wanted = wanted(&sent);
+    // Sent twice, a form is one request; sent again with something else in it, as after going back to correct it, it is another.
+    let content = serde_json::to_vec(&wanted).unwrap_or_default();
+    let key = format!("{}-{}", sent.key, &blake3::hash(&content).to_hex()[..32]);
+    let run = send(&console.service, Some(&key), wanted).await?;
     Ok(Redirect::to(&format!("/runs/{run}")).into_response())
 }
 

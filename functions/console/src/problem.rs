@@ -1,6 +1,6 @@
 //! Errors as HTTP clients get them: problem details (RFC 9457).
 
-use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use strongroom_store::StoreErrorKind;
@@ -68,4 +68,9 @@ impl IntoResponse for Problem {
 /// What is nowhere.
 pub async fn no_such_page(uri: Uri) -> Problem {
     Problem::not_found("page", uri.path())
+}
+
+/// What is there and can't be done so.
+pub async fn no_such_method(method: Method, uri: Uri) -> Problem {
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("there is no {method} of '{}'", uri.path()))
 }

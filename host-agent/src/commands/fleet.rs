@@ -20,7 +20,7 @@ use strongroom_format::ids::RunId;
 use strongroom_vault::{VaultError, VaultResult};
 use tokio::sync::watch as signal;
 use tokio::task::LocalSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::Done;
 use crate::agent::Agent;
@@ -59,9 +59,18 @@ pub async fn up(settings: &Settings, args: &UpArgs, output: Output) -> VaultResu
     let agent = Arc::new(Agent::new(service.clone(), Arc::clone(&queues), settings).await?);
     bring_in_volumes(settings, &service).await?;
     let stop = until_told_to_stop()?;
+    let address = args.console.or(settings.console);
     let console = match args.no_console {
         true => None,
-        false => Some(Console::open(settings, args.console.or(settings.console)).await?),
+        false => match (Console::open(settings, address).await, address) {
+            (Ok(console), _) => Some(console),
+            (Err(error), Some(_)) => return Err(error),
+            // Backups do not wait for what nobody asked for.
+            (Err(error), None) => {
+                warn!(%error, "there is no console");
+                None
+            }
+        },
     };
     if let Some(console) = &console {
         console.tell(output);
