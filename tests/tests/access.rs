@@ -388,14 +388,10 @@ fn spec(schedule: bool, keep_last: u32) -> Box<VolumeSpec> {
     let every_minute =
         Schedule { cron: "* * * * *".to_owned(), zone: "UTC".to_owned(), jitter_ms: 0, paused: false };
     Box::new(VolumeSpec {
-        host: "hv".to_owned(),
-        source: "/dev/volume".to_owned(),
-        with: Vec::new(),
-        target: None,
-        chunker: None,
         schedule: schedule.then_some(every_minute),
         retention: Some(RetentionSpec { keep_last, ..RetentionSpec::default() }),
         rpo_ms: Some(10 * MINUTE_MS),
+        ..VolumeSpec::new("hv", "/dev/volume")
     })
 }
 

@@ -65,19 +65,14 @@ impl Fleet {
         fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
         for (name, rpo_ms) in [("db", None), ("a/<b>&", Some(1000))] {
             let spec = VolumeSpec {
-                host: "h".to_owned(),
-                source: "/dev/vg0/x".to_owned(),
-                with: Vec::new(),
-                target: None,
-                chunker: None,
                 schedule: Some(Schedule {
                     cron: "15 */6 * * *".to_owned(),
                     zone: "UTC".to_owned(),
                     jitter_ms: 0,
                     paused: false,
                 }),
-                retention: None,
                 rpo_ms,
+                ..VolumeSpec::new("h", "/dev/vg0/x")
             };
             let wanted = Wanted::VolumePut { volume: name.to_owned(), spec: Box::new(spec) };
             fleet.ask(name, wanted).await;

@@ -52,34 +52,39 @@ impl Access {
 
     /// What a browser that shows a token is to show from then on: a cookie.
     pub fn enter(&self, token: &str) -> Option<String> {
-        let known = self.by_token(token)?;
+        let known = self.known(&Shown { text: token, by_cookie: false })?;
         Some(format!("{}={}; HttpOnly; SameSite=Lax; Path=/", self.cookie, known.session))
     }
 
-    fn by_token(&self, token: &str) -> Option<&Known> {
-        // Equality of hashes takes as long for a token that is nearly right.
-        let given = blake3::hash(token.as_bytes());
-        self.known.iter().filter(|known| known.token == given).max_by_key(|known| known.role)
-    }
-
-    fn by_session(&self, session: &str) -> Option<&Known> {
-        let given = blake3::hash(session.as_bytes());
-        let is_it = |known: &&Known| blake3::hash(known.session.as_bytes()) == given;
+    fn known(&self, shown: &Shown<'_>) -> Option<&Known> {
+        // Equality of hashes takes as long for what is nearly right.
+        let given = blake3::hash(shown.text.as_bytes());
+        let is_it = |known: &&Known| {
+            given == if shown.by_cookie { blake3::hash(known.session.as_bytes()) } else { known.token }
+        };
         self.known.iter().filter(is_it).max_by_key(|known| known.role)
     }
 
-    /// What whoever sent these may do.
-    fn role(&self, headers: &HeaderMap) -> Option<Role> {
+    /// Who sent these, if it is somebody who is let in.
+    fn caller(&self, headers: &HeaderMap) -> Option<Caller> {
         let shown = shown(headers, &self.cookie)?;
-        let known = if shown.by_cookie { self.by_session(shown.text) } else { self.by_token(shown.text) };
-        known.map(|known| known.role)
+        let role = self.known(&shown)?.role;
+        Some(Caller { role, by_cookie: shown.by_cookie })
     }
+}
+
+/// Somebody who was let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// What they may do.
+    pub role: Role,
+    /// Whether a cookie says so, that is, perhaps without their knowing.
+    by_cookie: bool,
 }
 
 /// What somebody showed.
 struct Shown<'a> {
     text: &'a str,
-    /// By a cookie, that is, perhaps without knowing.
     by_cookie: bool,
 }
 
@@ -120,14 +125,14 @@ fn refused(headers: &HeaderMap, problem: Problem) -> Response {
 
 /// Lets only those pass who show a token.
 pub async fn known_only(State(console): State<Arc<Console>>, mut request: Request, next: Next) -> Response {
-    let Some(role) = console.access.role(request.headers()) else {
+    let Some(caller) = console.access.caller(request.headers()) else {
         let detail = "show the token of this console: in a browser, open the link that `strongroom up` printed; with other clients, \
                       send it as `Authorization: Bearer TOKEN`";
         let mut response = refused(request.headers(), Problem::new(StatusCode::UNAUTHORIZED, detail));
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return response;
     };
-    request.extensions_mut().insert(role);
+    request.extensions_mut().insert(caller);
     next.run(request).await
 }
 
@@ -135,11 +140,11 @@ pub async fn known_only(State(console): State<Arc<Console>>, mut request: Reques
 pub async fn operators_only(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
     let headers = request.headers();
     let forbidden = |detail: &str| refused(headers, Problem::new(StatusCode::FORBIDDEN, detail));
-    if request.extensions().get::<Role>() != Some(&Role::Operator) {
+    let operator = request.extensions().get::<Caller>().filter(|caller| caller.role == Role::Operator);
+    let Some(operator) = operator else {
         return forbidden("this takes an operator; the token shown is a viewer's");
-    }
-    let by_cookie = shown(headers, &console.access.cookie).is_some_and(|shown| shown.by_cookie);
-    if by_cookie && !is_from_here(headers) {
+    };
+    if operator.by_cookie && !is_from_here(headers) {
         return forbidden(
             "another site asked for this; ask from a page of this console, or send the token as `Authorization: Bearer TOKEN`",
         );
@@ -201,12 +206,15 @@ mod tests {
     fn a_token_gives_its_role_and_nothing_else_does() {
         let tokens = [("view", Role::Viewer), ("operate", Role::Operator)];
         let access = Access::new(tokens, &[7; 32]);
-        let by_token = |token: &str| access.role(&headers(&[("authorization", &format!("Bearer {token}"))]));
+        let role = |access: &Access, name: &'static str, text: &str| {
+            access.caller(&headers(&[(name, text)])).map(|caller| caller.role)
+        };
+        let by_token = |token: &str| role(&access, "authorization", &format!("Bearer {token}"));
         assert_eq!((by_token("view"), by_token("operate")), (Some(Role::Viewer), Some(Role::Operator)));
         for wrong in ["", "View", "operat", &"x".repeat(10_000)] {
             assert_eq!(by_token(wrong), None);
         }
-        let cookie = |access: &Access, text: &str| access.role(&headers(&[("cookie", text)]));
+        let cookie = |access: &Access, text: &str| role(access, "cookie", text);
         let entered = access.enter("operate").unwrap();
         let pair = entered.split(';').next().unwrap();
         assert_eq!(cookie(&access, pair), Some(Role::Operator));
@@ -216,7 +224,7 @@ mod tests {
         assert_eq!(cookie(&Access::new(tokens, &[8; 32]), pair), None, "of another process");
         assert_eq!(access.enter("wrong"), None);
         let nobody = Access::new([], &[7; 32]);
-        assert_eq!(nobody.role(&headers(&[("authorization", "Bearer ")])), None);
+        assert_eq!(role(&nobody, "authorization", "Bearer "), None);
         assert_ne!(nobody.cookie, access.cookie);
     }
 

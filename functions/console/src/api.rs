@@ -5,7 +5,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::Router;
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, patch, post};
@@ -224,25 +225,38 @@ pub async fn send(service: &Service, key: Option<&str>, wanted: Wanted) -> Answe
     Ok(run)
 }
 
-/// Answers that a request was sent: whoever asked follows its run.
-async fn taken(console: &Console, headers: &HeaderMap, wanted: Wanted) -> Answered<Response> {
-    #[derive(Serialize)]
-    struct Taken {
-        run: RunId,
+/// Sends what a client asks for, under its idempotency key if it gave one.
+struct Sender {
+    console: Arc<Console>,
+    key: Option<String>,
+}
+
+impl FromRequestParts<Arc<Console>> for Sender {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Answered<Self> {
+        let key = parts.headers.get(KEY).map(HeaderValue::to_str).transpose();
+        let key = key
+            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the idempotency key is no plain text"))?
+            .map(str::to_owned);
+        Ok(Self { console: Arc::clone(console), key })
     }
-    let key = match headers.get(KEY).map(HeaderValue::to_str) {
-        None => None,
-        Some(Ok(key)) => Some(key),
-        Some(Err(_)) => {
-            return Err(Problem::new(StatusCode::BAD_REQUEST, "the idempotency key is no plain text"));
+}
+
+impl Sender {
+    /// Answers that a request was sent: whoever asked follows its run.
+    async fn send(self, wanted: Wanted) -> Answered<Response> {
+        #[derive(Serialize)]
+        struct Taken {
+            run: RunId,
         }
-    };
-    let run = send(&console.service, key, wanted).await?;
-    let mut response = (StatusCode::ACCEPTED, Json(Taken { run })).into_response();
-    if let Ok(place) = HeaderValue::from_str(&format!("/v1/runs/{run}")) {
-        response.headers_mut().insert(header::LOCATION, place);
+        let run = send(&self.console.service, self.key.as_deref(), wanted).await?;
+        let mut response = (StatusCode::ACCEPTED, Json(Taken { run })).into_response();
+        if let Ok(place) = HeaderValue::from_str(&format!("/v1/runs/{run}")) {
+            response.headers_mut().insert(header::LOCATION, place);
+        }
+        Ok(response)
     }
-    Ok(response)
 }
 
 fn body<T>(body: Result<Json<T>, JsonRejection>) -> Answered<T> {
@@ -251,31 +265,22 @@ fn body<T>(body: Result<Json<T>, JsonRejection>) -> Answered<T> {
 
 type Body<T> = Result<Json<T>, JsonRejection>;
 
-async fn volume_backup(
-    State(console): State<Arc<Console>>,
-    Path(volume): Path<String>,
-    headers: HeaderMap,
-) -> Answered<Response> {
-    taken(&console, &headers, Wanted::Backup { volume }).await
+async fn volume_backup(sender: Sender, Path(volume): Path<String>) -> Answered<Response> {
+    sender.send(Wanted::Backup { volume }).await
 }
 
 async fn volume_put(
-    State(console): State<Arc<Console>>,
+    sender: Sender,
     Path(volume): Path<String>,
-    headers: HeaderMap,
     spec: Body<VolumeSpec>,
 ) -> Answered<Response> {
     let spec = Box::new(body(spec)?);
     spec.check(&volume).map_err(|reason| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason))?;
-    taken(&console, &headers, Wanted::VolumePut { volume, spec }).await
+    sender.send(Wanted::VolumePut { volume, spec }).await
 }
 
-async fn volume_delete(
-    State(console): State<Arc<Console>>,
-    Path(volume): Path<String>,
-    headers: HeaderMap,
-) -> Answered<Response> {
-    taken(&console, &headers, Wanted::VolumeDelete { volume }).await
+async fn volume_delete(sender: Sender, Path(volume): Path<String>) -> Answered<Response> {
+    sender.send(Wanted::VolumeDelete { volume }).await
 }
 
 /// What of a schedule changes; what is left out stays.
@@ -289,37 +294,26 @@ struct SchedulePatch {
 }
 
 async fn schedule_patch(
-    State(console): State<Arc<Console>>,
+    sender: Sender,
     Path(volume): Path<String>,
-    headers: HeaderMap,
     change: Body<SchedulePatch>,
 ) -> Answered<Response> {
     let SchedulePatch { cron, time_zone: zone, jitter_ms, paused } = body(change)?;
-    taken(&console, &headers, Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused }).await
+    sender.send(Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused }).await
 }
 
 fn id(name: &str) -> Answered<BackupId> {
     name.parse().map_err(|_| Problem::not_found("backup", name))
 }
 
-async fn backup_delete(
-    State(console): State<Arc<Console>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    asked: Asked,
-) -> Answered<Response> {
+async fn backup_delete(sender: Sender, Path(name): Path<String>, asked: Asked) -> Answered<Response> {
     let backups = vec![id(&name)?.to_string()];
-    taken(&console, &headers, Wanted::Delete { backups, target: listing(asked)?.target }).await
+    sender.send(Wanted::Delete { backups, target: listing(asked)?.target }).await
 }
 
-async fn backup_undelete(
-    State(console): State<Arc<Console>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-    asked: Asked,
-) -> Answered<Response> {
+async fn backup_undelete(sender: Sender, Path(name): Path<String>, asked: Asked) -> Answered<Response> {
     let backups = vec![id(&name)?.to_string()];
-    taken(&console, &headers, Wanted::Undelete { backups, target: listing(asked)?.target }).await
+    sender.send(Wanted::Undelete { backups, target: listing(asked)?.target }).await
 }
 
 /// Where a backup is restored to.
@@ -335,14 +329,13 @@ struct Restore {
 }
 
 async fn backup_restore(
-    State(console): State<Arc<Console>>,
+    sender: Sender,
     Path(name): Path<String>,
-    headers: HeaderMap,
     restore: Body<Restore>,
 ) -> Answered<Response> {
     let Restore { host, destination, range, overwrite, target } = body(restore)?;
     let backup = id(&name)?.to_string();
-    taken(&console, &headers, Wanted::Restore { backup, host, destination, range, overwrite, target }).await
+    sender.send(Wanted::Restore { backup, host, destination, range, overwrite, target }).await
 }
 
 /// What retention is asked for.
@@ -353,13 +346,9 @@ struct Retention {
     target: Option<String>,
 }
 
-async fn retention(
-    State(console): State<Arc<Console>>,
-    headers: HeaderMap,
-    asked: Body<Retention>,
-) -> Answered<Response> {
+async fn retention(sender: Sender, asked: Body<Retention>) -> Answered<Response> {
     let Retention { volume, target } = body(asked)?;
-    taken(&console, &headers, Wanted::Retention { volume, policy: None, target }).await
+    sender.send(Wanted::Retention { volume, policy: None, target }).await
 }
 
 /// What collection is asked for.
@@ -370,7 +359,7 @@ struct Gc {
     target: Option<String>,
 }
 
-async fn gc(State(console): State<Arc<Console>>, headers: HeaderMap, asked: Body<Gc>) -> Answered<Response> {
+async fn gc(sender: Sender, asked: Body<Gc>) -> Answered<Response> {
     let Gc { grace_ms, target } = body(asked)?;
-    taken(&console, &headers, Wanted::Gc { grace_ms, target }).await
+    sender.send(Wanted::Gc { grace_ms, target }).await
 }

@@ -310,16 +310,8 @@ mod tests {
     fn the_worst_that_is_so_of_a_volume_is_told() {
         let schedule =
             Schedule { cron: "@daily".to_owned(), zone: "UTC".to_owned(), jitter_ms: 0, paused: false };
-        let spec = VolumeSpec {
-            host: "h".to_owned(),
-            source: "/dev/x".to_owned(),
-            with: Vec::new(),
-            target: None,
-            chunker: None,
-            schedule: Some(schedule),
-            retention: None,
-            rpo_ms: Some(1000),
-        };
+        let spec =
+            VolumeSpec { schedule: Some(schedule), rpo_ms: Some(1000), ..VolumeSpec::new("h", "/dev/x") };
         let mut state = VolumeState::new(spec, TimestampMs(0));
         let at = |state: &VolumeState, ms| Health::of(state, Some(true), TimestampMs(ms));
         assert_eq!(at(&state, 999), Health::Fine);

@@ -14,11 +14,11 @@ use rand::RngExt;
 use serde::Deserialize;
 use strongroom_catalog::root::BackupEntry;
 use strongroom_fleet::message::Wanted;
-use strongroom_fleet::run::{Job, Run, RunState};
+use strongroom_fleet::run::{Run, RunState};
 use strongroom_fleet::text::{ago, bytes, time, time_in};
 use strongroom_format::ids::{BackupId, RunId, TimestampMs};
 
-use crate::access::Role;
+use crate::access::{Caller, Role};
 use crate::answer::SLOTS;
 use crate::api::send;
 use crate::fleet::{self, Fleet, Health};
@@ -219,7 +219,7 @@ struct VolumePage<'a> {
 
 async fn volume(
     State(console): State<Arc<Console>>,
-    Extension(role): Extension<Role>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     Query(InTarget { target }): Query<InTarget>,
 ) -> Shown {
@@ -259,7 +259,7 @@ async fn volume(
         class: line.health.class(),
         facts,
         is_known: line.state.is_some(),
-        may_change: role == Role::Operator,
+        may_change: caller.role == Role::Operator,
         active_run: line.state.and_then(|state| state.active).map(|active| active.run),
         key: key(&console),
         cron: schedule.map_or("", |schedule| &schedule.cron),
@@ -312,7 +312,7 @@ struct BackupPage<'a> {
 
 async fn backup(
     State(console): State<Arc<Console>>,
-    Extension(role): Extension<Role>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
     Query(InTarget { target }): Query<InTarget>,
 ) -> Shown {
@@ -339,7 +339,7 @@ async fn backup(
         id,
         volume,
         facts,
-        may_change: role == Role::Operator,
+        may_change: caller.role == Role::Operator,
         is_live: backup.is_live(),
         hosts: fleet.settings.hosts.keys().cloned().collect(),
         own_host,
@@ -366,11 +366,7 @@ impl RunRow {
     }
 
     fn new(id: RunId, run: &Run) -> Self {
-        let about = match &run.job {
-            Job::Restore { backup, .. } => backup.clone(),
-            Job::Change { what } => what.clone(),
-            job => job.volume().or(job.host()).unwrap_or_default().to_owned(),
-        };
+        let about = run.job.about().unwrap_or_default().to_owned();
         let (class, state, said) = match &run.state {
             RunState::Queued => ("neutral", "queued", String::new()),
             RunState::Running { done_bytes, total_bytes, .. } => {

@@ -150,42 +150,52 @@ async fn change_settings(service: &Service, edit: impl Fn(&mut FleetSettings)) -
         .await
 }
 
-/// Refuses to forget what volumes still need. A volume that comes in at the same moment is not seen; its runs then
-/// fail with a reason.
 /// Refuses a group of volumes of which another volume has one with it, or of which the fleet backs one up by itself: each would be thinned out by
 /// two policies, and read by two runs at once.
 async fn refuse_in_two_groups(service: &Service, volume: &str, spec: &VolumeSpec) -> VaultResult<()> {
     let is_member = |name: &str| spec.with.iter().any(|member| member.volume == name);
-    let agenda = service.home.agenda().await?;
-    for (number, _) in agenda.shards.iter().filter(|(number, entry)| **number < SHARDS && entry.volumes > 0) {
-        let shard = service.home.shard(*number).await?.body;
-        for (name, state) in shard.volumes.iter().filter(|(name, _)| *name != volume) {
-            let with = state.spec.with.iter().map(|member| member.volume.as_str());
-            let twice = with.clone().find(|other| is_member(other) || *other == volume);
-            let by_itself = is_member(name).then_some(name.as_str());
-            if let Some(twice) = by_itself.or(twice) {
-                return Err(VaultError::Invalid(format!(
-                    "volume '{twice}' is backed up with '{name}', or by itself, already; it can go with one other only"
-                )));
-            }
+    let twice = |name: &str, other: &VolumeSpec| {
+        if name == volume {
+            return None;
         }
-    }
-    Ok(())
+        let mut with = other.with.iter().map(|member| member.volume.as_str());
+        let by_itself = is_member(name).then_some(name);
+        let twice = by_itself.or_else(|| with.find(|member| is_member(member) || *member == volume))?;
+        Some(format!(
+            "volume '{twice}' is backed up with '{name}', or by itself, already; it can go with one other only"
+        ))
+    };
+    refuse_if_any(service, twice).await
 }
 
+/// Refuses to forget what volumes still need. A volume that comes in at the same moment is not seen; its runs then
+/// fail with a reason.
 async fn refuse_if_used(
     service: &Service,
     kind: &str,
     name: &str,
     uses: impl Fn(&VolumeSpec) -> bool,
 ) -> VaultResult<()> {
+    let needed = |volume: &str, spec: &VolumeSpec| {
+        uses(spec).then(|| {
+            format!(
+                "{kind} '{name}' is still needed, by volume '{volume}'; change or forget its volumes first"
+            )
+        })
+    };
+    refuse_if_any(service, needed).await
+}
+
+/// Refuses with the first reason that there is among the volumes of the fleet.
+async fn refuse_if_any(
+    service: &Service,
+    reason: impl Fn(&str, &VolumeSpec) -> Option<String>,
+) -> VaultResult<()> {
     let agenda = service.home.agenda().await?;
     for (number, _) in agenda.shards.iter().filter(|(number, entry)| **number < SHARDS && entry.volumes > 0) {
         let shard = service.home.shard(*number).await?.body;
-        if let Some((volume, _)) = shard.volumes.iter().find(|(_, state)| uses(&state.spec)) {
-            return Err(VaultError::Invalid(format!(
-                "{kind} '{name}' is still needed, by volume '{volume}'; change or forget its volumes first"
-            )));
+        if let Some(reason) = shard.volumes.iter().find_map(|(name, state)| reason(name, &state.spec)) {
+            return Err(VaultError::Invalid(reason));
         }
     }
     Ok(())

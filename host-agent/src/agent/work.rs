@@ -102,13 +102,15 @@ impl Agent {
         hooks::run(&self.config.hooks.before, self.hook_timeout(), about).await?;
         let members = with.iter().map(|member| (&member.volume, &member.source)).chain([(volume, source)]);
         let (mut names, mut volumes) = (Vec::new(), Vec::new());
+        let tracked_in = match self.config.track_changes {
+            true => Some(self.service.targets.open(target.as_deref()).await?),
+            false => None,
+        };
         for (name, source) in members {
             let backend = self.config.source(source)?;
-            let tracking = if self.config.track_changes {
-                let target = self.service.targets.open(target.as_deref()).await?;
-                Some(Tracking::of(&target, name, false).await?)
-            } else {
-                None
+            let tracking = match &tracked_in {
+                Some(target) => Some(Tracking::of(target, name, false).await?),
+                None => None,
             };
             names.push(name.clone());
             volumes.push((backend, self.settings.snapshot_request(self.config.live, tracking)));

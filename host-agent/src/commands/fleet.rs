@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rand::RngExt;
 use serde_json::{Value, json};
 use strongroom_fleet::message::{MAX_MESSAGE_BYTES, Message, Request, Wanted};
-use strongroom_fleet::run::{Run, RunState};
+use strongroom_fleet::run::{Job, Run, RunState};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::settings::TargetEntry;
 use strongroom_fleet::shard::run_of_request;
@@ -335,13 +335,12 @@ async fn follow(home: &Home, ids: &[RunId], output: Output) -> VaultResult<Done>
     Ok(done)
 }
 
-/// What a run is about, in a word.
+/// What a run is about, as far as a listing has room for it.
 fn about(run: &Run) -> String {
-    use strongroom_fleet::run::Job;
-    match &run.job {
-        Job::Restore { backup, .. } => backup.chars().take(16).collect(),
-        Job::Change { what } => what.clone(),
-        job => job.volume().or(job.host()).unwrap_or("-").to_owned(),
+    let about = run.job.about().unwrap_or("-");
+    match run.job {
+        Job::Restore { .. } => about.chars().take(16).collect(),
+        _ => about.to_owned(),
     }
 }
 

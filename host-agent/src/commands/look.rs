@@ -23,7 +23,7 @@ fn entry_json(volume: &str, backup: &BackupEntry) -> Value {
     })
 }
 
-/// A group, for people: what it is called, and whether all of it is there is for who reads on.
+/// A group, for people: its id, and how many backups it was made of.
 fn group_text(group: &Group) -> String {
     format!("{} of {} backups", group.id, group.members)
 }

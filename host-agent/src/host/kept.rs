@@ -7,11 +7,21 @@ use strongroom_vault::VaultResult;
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
-use super::owner::Own;
+use super::owner::{self, Own};
 use super::track::Record;
 
 /// What the names of snapshots, clones and new volumes begin with that go with the process that made them.
-pub const TEMPORARY: &str = "strongroom-once-";
+const TEMPORARY: &str = "strongroom-once-";
+
+/// The name of something that goes with this process.
+pub fn temporary(own: &Own) -> String {
+    format!("{TEMPORARY}{own}")
+}
+
+/// Whether a name is that of something temporary that nobody uses any more.
+pub fn is_left_over(name: &str) -> bool {
+    name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over)
+}
 
 /// What has snapshots of one volume, by their names.
 pub trait Snapshots: fmt::Debug + Send {

@@ -15,10 +15,10 @@ use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
-use super::kept::{Kept, Snapshots, TEMPORARY};
+use super::kept::{self, Kept, Snapshots};
 use super::new_volume::{self, Volumes};
 use super::notes::{self, Note};
-use super::owner::{self, Own};
+use super::owner::Own;
 use super::tools::{Tool, is_plain, wait_for};
 use super::track::{self, Extents, Record};
 use super::{HostBackend, Leave, Place, Reading, Snapshot, SnapshotRequest, failed};
@@ -121,7 +121,7 @@ impl HostBackend for Lvm {
         }
         let snapshots: Vec<&Row> = rows.iter().filter(|row| row.origin == self.volume).collect();
         for row in &snapshots {
-            if row.lv_name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over) {
+            if kept::is_left_over(&row.lv_name) {
                 warn!(snapshot = row.lv_name, "removing what a killed backup left");
                 self.remove(&row.lv_name)?;
             }
@@ -134,7 +134,7 @@ impl HostBackend for Lvm {
         let own = Own::new();
         let name = match &plan {
             Some(plan) => plan.next.to_string(),
-            None => format!("{TEMPORARY}{own}"),
+            None => kept::temporary(&own),
         };
         LVCREATE.run(&[
             "--snapshot",
@@ -292,7 +292,7 @@ fn remove_left() {
     for line in told.lines() {
         let Some((group, name)) = line.trim().split_once(char::is_whitespace) else { continue };
         let name = name.trim();
-        if name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over) {
+        if kept::is_left_over(name) {
             match LVREMOVE.run(&["--yes", "--", &format!("{group}/{name}")]) {
                 Ok(_) => warn!(group, name, "removed what a killed process left"),
                 Err(error) => warn!(group, name, %error, "what a killed process left stays"),

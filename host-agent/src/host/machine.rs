@@ -26,7 +26,9 @@ use super::export::{Export, PATIENCE};
 use super::owner::{self, Own};
 use super::qmp::Qmp;
 use super::track::{self, Record};
-use super::{HostBackend, Leave, Member, Place, Reading, Snapshot, SnapshotRequest, Volume, failed, qemu};
+use super::{
+    HostBackend, Leave, Member, Place, Reading, Snapshot, SnapshotRequest, Volume, create_one, failed, qemu,
+};
 
 /// What the names of all that is made in a machine begin with.
 const PREFIX: &str = "strongroom-";
@@ -97,8 +99,7 @@ impl HostBackend for Machine {
     }
 
     fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
-        let mut one = self.create_snapshots(&[Member { volume: self, request }])?;
-        one.pop().ok_or_else(|| VaultError::Internal("no snapshot of one disk".to_owned()))
+        create_one(self, request)
     }
 
     fn moment(&self) -> Option<String> {

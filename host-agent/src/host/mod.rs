@@ -100,6 +100,12 @@ impl<'a> Member<'a> {
     }
 }
 
+/// Makes sure of one state of one volume, of a kind that can of several.
+fn create_one(volume: &impl HostBackend, request: &SnapshotRequest) -> VaultResult<Snapshot> {
+    let mut one = volume.create_snapshots(&[Member { volume, request }])?;
+    one.pop().ok_or_else(|| VaultError::Internal("no snapshot of one volume".to_owned()))
+}
+
 /// What a volume is in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place<'a> {

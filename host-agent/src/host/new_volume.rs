@@ -11,7 +11,7 @@ use strongroom_vault::restore::{BlockDevice, Destination};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
-use super::kept::TEMPORARY;
+use super::kept;
 use super::owner::Own;
 
 /// What makes volumes, by their names.
@@ -60,7 +60,7 @@ pub fn make(
     let mut filling = Filling {
         shown: shown.to_owned(),
         name: name.to_owned(),
-        temporary: format!("{TEMPORARY}{own}"),
+        temporary: kept::temporary(&own),
         storage: Box::new(storage),
         device: None,
         done: false,

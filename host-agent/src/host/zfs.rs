@@ -11,18 +11,18 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+use strongroom_vault::VaultResult;
 use strongroom_vault::backup::{Hint, Source};
 use strongroom_vault::restore::{BlockDevice, Destination};
-use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
 use super::bitmap::{Found, Plan};
-use super::kept::{Kept, Snapshots, TEMPORARY};
+use super::kept::{self, Kept, Snapshots};
 use super::new_volume::{self, Volumes};
-use super::owner::{self, Own};
+use super::owner::Own;
 use super::tools::{Tool, is_plain, wait_for};
 use super::track::{self, Extents, Record};
-use super::{HostBackend, Leave, Member, Place, Reading, Snapshot, SnapshotRequest, failed};
+use super::{HostBackend, Leave, Member, Place, Reading, Snapshot, SnapshotRequest, create_one, failed};
 
 const PACKAGE: &str = "the package zfsutils-linux, zfs-utils or zfs";
 const ZFS: Tool = Tool { name: "zfs", package: PACKAGE };
@@ -56,10 +56,14 @@ impl Zvol {
         format!("{}@{name}", self.dataset)
     }
 
+    /// What it is in, and the last part of its name.
+    fn parts(&self) -> (&str, &str) {
+        self.dataset.rsplit_once('/').unwrap_or((&self.dataset, &self.dataset))
+    }
+
     /// Another volume beside this one.
     fn beside(&self, name: &str) -> String {
-        let parent = self.dataset.rsplit_once('/').map_or(self.dataset.as_str(), |(parent, _)| parent);
-        format!("{parent}/{name}")
+        format!("{}/{name}", self.parts().0)
     }
 
     /// The names of what a listing of a kind has, below or at a dataset.
@@ -76,7 +80,8 @@ impl Zvol {
     fn clean_up(&self) -> VaultResult<()> {
         // Clones first: a snapshot can't go before them.
         self.remove_clones_left()?;
-        for name in Self::list("snapshot", &self.dataset, '@')?.iter().filter(|name| is_left(name)) {
+        for name in Self::list("snapshot", &self.dataset, '@')?.iter().filter(|name| kept::is_left_over(name))
+        {
             Self::destroy(&self.snapshot(name))?;
         }
         Ok(())
@@ -84,8 +89,8 @@ impl Zvol {
 
     /// Removes what killed processes left beside it: clones, and volumes that are not complete.
     fn remove_clones_left(&self) -> VaultResult<()> {
-        let parent = self.dataset.rsplit_once('/').map_or(self.dataset.as_str(), |(parent, _)| parent);
-        for name in Self::list("volume", parent, '/')?.iter().filter(|name| is_left(name)) {
+        let (parent, _) = self.parts();
+        for name in Self::list("volume", parent, '/')?.iter().filter(|name| kept::is_left_over(name)) {
             warn!(volume = name, "removing what a killed process left");
             Self::destroy(&self.beside(name))?;
         }
@@ -109,11 +114,6 @@ impl Zvol {
         }
         Ok(differences.extents.found())
     }
-}
-
-/// Whether a name is that of something temporary that nobody uses any more.
-fn is_left(name: &str) -> bool {
-    name.strip_prefix(TEMPORARY).is_some_and(owner::is_left_over)
 }
 
 /// Which bytes of a volume a stream writes or frees, by what `zstream dump -v` prints of it.
@@ -155,8 +155,7 @@ impl HostBackend for Zvol {
     }
 
     fn create_snapshot(&self, request: &SnapshotRequest) -> VaultResult<Snapshot> {
-        let mut one = self.create_snapshots(&[Member { volume: self, request }])?;
-        one.pop().ok_or_else(|| VaultError::Internal("no snapshot of one volume".to_owned()))
+        create_one(self, request)
     }
 
     /// Its pool: what one command snapshots there is of one moment (zfs-snapshot(8)).
@@ -177,7 +176,7 @@ impl HostBackend for Zvol {
                 Self::destroy(&zvol.snapshot(&record.to_string()))?;
             }
             let own = Own::new();
-            let once = format!("{TEMPORARY}{own}");
+            let once = kept::temporary(&own);
             let name = plan.as_ref().map_or_else(|| once.clone(), |plan| plan.next.to_string());
             wanted.push((Through { zvol: zvol.clone(), clone: zvol.beside(&once) }, name, plan, own));
         }
@@ -219,7 +218,7 @@ pub fn clean_up() {
     for (kind, sign) in [("volume", '/'), ("snapshot", '@')] {
         let Ok(told) = ZFS.run(&["list", "-H", "-t", kind, "-o", "name"]) else { return };
         for name in told.lines() {
-            if name.rsplit_once(sign).is_some_and(|(_, short)| is_left(short)) {
+            if name.rsplit_once(sign).is_some_and(|(_, short)| kept::is_left_over(short)) {
                 match Zvol::destroy(name) {
                     Ok(()) => warn!(name, "removed what a killed process left"),
                     Err(error) => warn!(name, %error, "what a killed process left stays"),
@@ -300,8 +299,7 @@ impl NewZvol {
     pub fn make(self, size_bytes: u64) -> VaultResult<Box<dyn Destination>> {
         let zvol = Zvol { name: self.name, dataset: self.dataset };
         zvol.remove_clones_left()?;
-        let (shown, name) = (zvol.name.clone(), zvol.dataset.clone());
-        let short = name.rsplit_once('/').map_or(name.as_str(), |(_, short)| short).to_owned();
+        let (shown, short) = (zvol.name.clone(), zvol.parts().1.to_owned());
         new_volume::make(Beside(zvol), &shown, &short, size_bytes)
     }
 }

@@ -147,6 +147,15 @@ impl Job {
         }
     }
 
+    /// What it is about, in a word: a backup, a change, a volume, or a host.
+    pub fn about(&self) -> Option<&str> {
+        match self {
+            Self::Restore { backup, .. } => Some(backup),
+            Self::Change { what } => Some(what),
+            _ => self.volume().or(self.host()),
+        }
+    }
+
     /// What it is called in logs and listings.
     pub const fn name(&self) -> &'static str {
         match self {

@@ -152,16 +152,7 @@ mod tests {
     fn shard(jitter_ms: u64) -> Shard {
         let schedule =
             Schedule { cron: "* * * * *".to_owned(), zone: "UTC".to_owned(), jitter_ms, paused: false };
-        let spec = VolumeSpec {
-            host: "h".to_owned(),
-            source: "/dev/x".to_owned(),
-            with: Vec::new(),
-            target: None,
-            chunker: None,
-            schedule: Some(schedule),
-            retention: None,
-            rpo_ms: None,
-        };
+        let spec = VolumeSpec { schedule: Some(schedule), ..VolumeSpec::new("h", "/dev/x") };
         let mut shard = Shard::default();
         shard.volumes.insert("v".to_owned(), VolumeState::new(spec, TimestampMs(0)));
         shard

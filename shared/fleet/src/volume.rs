@@ -95,6 +95,20 @@ impl RetentionSpec {
 }
 
 impl VolumeSpec {
+    /// That of a volume that is backed up on request only, alone, to the home, and of which everything is kept.
+    pub fn new(host: impl Into<String>, source: impl Into<String>) -> Self {
+        Self {
+            host: host.into(),
+            source: source.into(),
+            with: Vec::new(),
+            target: None,
+            chunker: None,
+            schedule: None,
+            retention: None,
+            rpo_ms: None,
+        }
+    }
+
     /// Says what is wrong with it as what is to be done with the volume `name`, if anything.
     ///
     /// # Errors

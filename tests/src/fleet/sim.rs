@@ -183,14 +183,8 @@ async fn add_volumes(
         let volume = format!("volume-{number}");
         let slots = schedule.slots()?;
         let spec = Box::new(VolumeSpec {
-            host: format!("host-{}", number % 8),
-            source: "/dev/volume".to_owned(),
-            with: Vec::new(),
-            target: None,
-            chunker: None,
             schedule: Some(schedule),
-            retention: None,
-            rpo_ms: None,
+            ..VolumeSpec::new(format!("host-{}", number % 8), "/dev/volume")
         });
         request(format!("volume {number}"), Wanted::VolumePut { volume: volume.clone(), spec }).await;
         let settled = loop {
