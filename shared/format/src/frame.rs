@@ -4,8 +4,6 @@
 //! never used with one nonce for two different messages: the nonce is derived from the very bytes it encrypts (a
 //! synthetic nonce, as SIV modes do, RFC 5297), so that another compressor or level gives another nonce.
 
-use std::io::Cursor;
-
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305, XNonce};
 
@@ -65,7 +63,8 @@ pub struct FrameSealer {
     key_secret: Secret32,
     nonce_key: Secret32,
     compressor: zstd::bulk::Compressor<'static>,
-    /// The frame, with so much room before it that the chunk's id fits before the payload.
+    /// The frame, with so much room before it that the chunk's id fits before the payload. It only grows: what lies behind
+    /// the newest frame is left over.
     buffer: Vec<u8>,
 }
 
@@ -106,37 +105,41 @@ impl FrameSealer {
     pub fn seal(&mut self, id: &ChunkId, key: &Secret32, plaintext: &[u8]) -> &[u8] {
         // What the nonce is derived from lies in one piece: BLAKE3 hashes that in parallel, and a short first part with what
         // follows it mostly one block at a time.
-        self.buffer.clear();
-        self.buffer.extend_from_slice(id.as_bytes());
-        self.encode(plaintext);
-        let nonce = frame_nonce(&self.nonce_key, &self.buffer);
+        let payload_end = self.encode(plaintext);
+        self.buffer[..PAYLOAD_START].copy_from_slice(id.as_bytes());
+        let nonce = frame_nonce(&self.nonce_key, &self.buffer[..payload_end]);
         self.buffer[FRAME_START..PAYLOAD_START].copy_from_slice(&nonce);
         let tag = XChaCha20Poly1305::new(key.expose().into())
             .encrypt_inout_detached(
                 &XNonce::from(nonce),
                 &frame_associated_data(id, plaintext.len()),
-                InOutBuf::from(&mut self.buffer[PAYLOAD_START..]),
+                InOutBuf::from(&mut self.buffer[PAYLOAD_START..payload_end]),
             )
             .expect("chunks are far below the cipher's limit of 256 GiB");
-        self.buffer.extend_from_slice(&tag);
-        &self.buffer[FRAME_START..]
+        let frame_end = payload_end + TAG_LEN;
+        self.buffer[payload_end..frame_end].copy_from_slice(&tag);
+        &self.buffer[FRAME_START..frame_end]
     }
 
-    /// Appends the encoding byte and the payload; compressed only where that is shorter.
-    fn encode(&mut self, plaintext: &[u8]) {
-        let out = &mut self.buffer;
-        let start = out.len();
-        out.push(ENCODING_ZSTD);
-        // Room for as much as the plaintext: zstd gives up where it needs more.
-        out.reserve(plaintext.len());
-        let mut end = Cursor::new(&mut *out);
-        end.set_position(start as u64 + 1);
-        match self.compressor.compress_to_buffer(plaintext, &mut end) {
-            Ok(length) if length < plaintext.len() => out.truncate(start + 1 + length),
+    /// Writes the encoding byte and the payload, compressed only where that is shorter, and tells where they end.
+    ///
+    /// zstd has the same room for the same plaintext, whatever was sealed before: with less than its bound it gives up on
+    /// some small inputs that it would have made shorter, and the frame would be another one.
+    fn encode(&mut self, plaintext: &[u8]) -> usize {
+        let start = PAYLOAD_START + 1;
+        let room = zstd::zstd_safe::compress_bound(plaintext.len());
+        if self.buffer.len() < start + room + TAG_LEN {
+            self.buffer.resize(start + room + TAG_LEN, 0);
+        }
+        match self.compressor.compress_to_buffer(plaintext, &mut self.buffer[start..start + room]) {
+            Ok(length) if length < plaintext.len() => {
+                self.buffer[PAYLOAD_START] = ENCODING_ZSTD;
+                start + length
+            }
             Ok(_) | Err(_) => {
-                out.truncate(start);
-                out.push(ENCODING_RAW);
-                out.extend_from_slice(plaintext);
+                self.buffer[PAYLOAD_START] = ENCODING_RAW;
+                self.buffer[start..start + plaintext.len()].copy_from_slice(plaintext);
+                start + plaintext.len()
             }
         }
     }

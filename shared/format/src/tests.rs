@@ -1,8 +1,8 @@
 //! Round trips and refusals of every stored form.
 
 use proptest::prelude::*;
-use rand::SeedableRng;
 use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 
 use chacha20poly1305::aead::AeadInOut;
 use chacha20poly1305::{KeyInit, XChaCha20Poly1305};
@@ -68,6 +68,27 @@ proptest! {
         let mut other_host = FrameSealer::new(&world.secrets.ingest, 1).unwrap();
         other_host.seal(&id, &key, b"something longer before it".repeat(9).as_slice());
         prop_assert_eq!(frame, other_host.seal(&id, &key, &plain));
+    }
+}
+
+#[test]
+fn what_was_sealed_before_does_not_show_in_a_frame() {
+    // Small and barely compressible: zstd makes these shorter only where it has more room than they need.
+    let world = world(4);
+    let sealer = || FrameSealer::new(&world.secrets.ingest, 1).unwrap();
+    let mut used = sealer();
+    let long = vec![7; 100_000];
+    let hash = PlaintextHash::of(&long);
+    used.seal(&used.id(&hash), &used.chunk_key(&hash), &long);
+    let mut rng = rng(4);
+    for length in 1..60 {
+        for _ in 0..30 {
+            let part: Vec<u8> = (0..length).map(|_| rng.random_range(0..3u8).saturating_sub(1)).collect();
+            let plain = part.repeat(3);
+            let hash = PlaintextHash::of(&plain);
+            let (id, key) = (used.id(&hash), used.chunk_key(&hash));
+            assert_eq!(sealer().seal(&id, &key, &plain), used.seal(&id, &key, &plain), "{plain:?}");
+        }
     }
 }
 
