@@ -7,10 +7,12 @@ use std::sync::Arc;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request as HttpRequest, StatusCode, header};
+use boon::{Compiler, Schemas};
 use serde_json::{Value, json};
-use strongroom_console::{Access, Role, router};
+use strongroom_console::{Access, Limits, Role, openapi, router};
 use strongroom_fleet::message::{Message, Request, Wanted};
 use strongroom_fleet::metric::Unmetered;
+use strongroom_fleet::run::Claim;
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::volume::VolumeSpec;
 use strongroom_fleet::{Home, Incoming, QueueName, Service};
@@ -19,6 +21,49 @@ use strongroom_store::MemoryStore;
 use strongroom_tests::fleet::{HomeOnly, Mail};
 use strongroom_tests::{World, noise};
 use tower::ServiceExt;
+
+/// Checks that an answer is one that the OpenAPI document tells of.
+fn check_documented(method: &Method, path: &str, answer: &Answer) {
+    let document = openapi();
+    let path = path.split('?').next().unwrap();
+    let is_like = |template: &str| {
+        let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+        template.len() == path.len()
+            && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
+    };
+    let mut templates: Vec<&String> =
+        document["paths"].as_object().unwrap().keys().filter(|template| is_like(template)).collect();
+    // What is spelled out goes before what stands for anything.
+    templates.sort_by_key(|template| template.matches('{').count());
+    let Some(template) = templates.first() else {
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        return;
+    };
+    let operation = &document["paths"][template.as_str()][method.as_str().to_lowercase()];
+    if operation.is_null() {
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{method} {template}");
+        return;
+    }
+    let response = &operation["responses"][answer.status.as_str()];
+    assert!(response.is_object(), "{method} {template} answers {}: {}", answer.status, answer.body);
+    if answer.body.is_empty() {
+        return;
+    }
+    let kind = answer.headers[header::CONTENT_TYPE].to_str().unwrap();
+    let content = &response["content"][kind];
+    assert!(content.is_object(), "{method} {template} answers {kind}");
+    if kind == "text/event-stream" {
+        return;
+    }
+    let mut document = document.clone();
+    document["answer"] = content["schema"].clone();
+    let (mut schemas, mut compiler) = (Schemas::new(), Compiler::new());
+    compiler.add_resource("https://console.invalid/openapi.json", document).unwrap();
+    let schema = compiler.compile("https://console.invalid/openapi.json#/answer", &mut schemas).unwrap();
+    if let Err(error) = schemas.validate(&answer.json(), schema) {
+        panic!("{method} {template}: {error:#}\n{}", answer.body);
+    }
+}
 
 const FOREVER: TimestampMs = TimestampMs(u64::MAX);
 
@@ -55,7 +100,7 @@ impl Fleet {
             silent_ms: 960_000,
         };
         let access = Access::new([("view", Role::Viewer), ("operate", Role::Operator)], &[7; 32]);
-        let console = router(service.clone(), access);
+        let console = router(service.clone(), access, Limits::default());
         Self { world, mail, service, console }
     }
 
@@ -89,6 +134,16 @@ impl Fleet {
         assert_eq!(strongroom_dispatcher::handle(&self.service, &[message], FOREVER).await, []);
     }
 
+    /// Asks for retention, and does what that comes to.
+    async fn retain(&self) {
+        self.sent();
+        self.ask("retain", Wanted::Retention { volume: None, policy: None, target: None }).await;
+        let runs = self.mail.take().into_iter().filter(|(queue, _)| *queue == QueueName::Retention);
+        let messages: Vec<Incoming> =
+            runs.map(|(_, body)| Incoming { id: "r".to_owned(), body, receives: 1 }).collect();
+        assert_eq!(strongroom_retention::handle(&self.service, &messages, FOREVER).await, []);
+    }
+
     /// Sends a request to the console as it is.
     async fn http(&self, request: HttpRequest<Body>) -> Answer {
         let response = self.console.clone().oneshot(request).await.unwrap();
@@ -109,7 +164,12 @@ impl Fleet {
             }
             None => Body::empty(),
         };
-        self.http(request.body(body).unwrap()).await
+        let (method, path) = (request.method_ref().unwrap().clone(), path.to_owned());
+        let answer = self.http(request.body(body).unwrap()).await;
+        if path.starts_with("/v1/") {
+            check_documented(&method, &path, &answer);
+        }
+        answer
     }
 
     async fn get(&self, path: &str) -> Answer {
@@ -145,6 +205,7 @@ async fn volumes_backups_and_runs_are_told() {
     let db = fleet.get("/v1/volumes/db").await.json();
     assert_eq!((&db["health"], &db["backups"]), (&json!("fine"), &json!(2)));
     assert_eq!(db["schedule"]["next"].as_array().unwrap().len(), 5);
+    assert!(db["schedule"]["words"].as_str().unwrap().contains('6'), "{db}");
     assert_eq!(fleet.get("/v1/volumes/a%2F%3Cb%3E%26").await.json()["backups"], 0);
     let backups = fleet.get("/v1/backups?volume=db&limit=1").await.json();
     let newest = backups["items"][0]["id"].as_str().unwrap();
@@ -156,14 +217,21 @@ async fn volumes_backups_and_runs_are_told() {
     let runs = fleet.get("/v1/runs").await.json();
     assert_eq!(runs["items"].as_array().unwrap().len(), 3, "the three changes: {runs}");
     let run = runs["items"][0]["id"].as_str().unwrap();
-    assert_eq!(fleet.get(&format!("/v1/runs/{run}")).await.json()["id"], run);
+    let told = fleet.get(&format!("/v1/runs/{run}")).await.json();
+    assert_eq!(
+        (&told["id"], &told["state"], &told["kind"]),
+        (&json!(run), &json!("succeeded"), &json!("change"))
+    );
     assert_eq!(fleet.get("/v1/hosts").await.json()["items"][0]["name"], "h");
     for missing in ["/v1/volumes/x", "/v1/backups/ffff", "/v1/runs/ffff", "/v1/nothing", "/nothing"] {
         let answer = fleet.get(missing).await;
         assert_eq!(answer.status, StatusCode::NOT_FOUND, "{missing}");
         assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{missing}");
     }
-    assert_eq!(fleet.get("/v1/backups?limit=x").await.status, StatusCode::BAD_REQUEST);
+    for limit in ["x", "0", "-1", "1001"] {
+        let answer = fleet.get(&format!("/v1/backups?limit={limit}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{limit}");
+    }
     assert_eq!(fleet.get("/v1/backups?unknown=1").await.status, StatusCode::BAD_REQUEST);
     assert_eq!(fleet.get("/v1/backups?after=x").await.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
@@ -216,7 +284,7 @@ fn changes(backup: &str) -> Vec<(Method, String, Option<Value>, Value)> {
         (
             Method::POST,
             format!("/v1/backups/{backup}/restore"),
-            Some(json!({ "host": "h", "destination": "/srv/x", "range": [0, 512] })),
+            Some(json!({ "host": "h", "destination": "/srv/x", "range": { "start": 0, "end": 512 } })),
             json!({ "type": "restore", "backup": backup, "host": "h", "destination": "/srv/x", "range": [0, 512], "overwrite": false }),
         ),
         (
@@ -226,6 +294,21 @@ fn changes(backup: &str) -> Vec<(Method, String, Option<Value>, Value)> {
             json!({ "type": "retention", "volume": "db" }),
         ),
         (Method::POST, "/v1/gc".into(), Some(json!({})), json!({ "type": "gc" })),
+        (Method::PUT, "/v1/hosts/h2".into(), None, json!({ "type": "host_put", "host": "h2" })),
+        (Method::DELETE, "/v1/hosts/h2".into(), None, json!({ "type": "host_delete", "host": "h2" })),
+        (
+            Method::PUT,
+            "/v1/targets/far".into(),
+            Some(json!({ "address": "s3://b/p", "region": "eu-central-1" })),
+            json!({ "type": "target_put", "name": "far", "target": { "address": "s3://b/p", "region": "eu-central-1" } }),
+        ),
+        (
+            Method::PATCH,
+            "/v1/targets/near".into(),
+            Some(json!({ "region": "eu-west-1" })),
+            json!({ "type": "target_put", "name": "near", "target": { "address": "file:///n", "region": "eu-west-1" } }),
+        ),
+        (Method::DELETE, "/v1/targets/near".into(), None, json!({ "type": "target_delete", "name": "near" })),
     ]
 }
 
@@ -240,9 +323,32 @@ fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
         ),
         (
             format!("/backups/{backup}/restore"),
-            "key=k&target=&host=h&destination=%2Fsrv%2Fx",
+            "key=k&target=&host=h&destination=%2Fsrv%2Fx&start=&end=",
             json!({ "type": "restore", "backup": backup, "host": "h", "destination": "/srv/x", "overwrite": false }),
         ),
+        (
+            format!("/backups/{backup}/restore"),
+            "key=k&target=&host=h&destination=%2Fsrv%2Fx&start=512&end=1024&overwrite=true",
+            json!({ "type": "restore", "backup": backup, "host": "h", "destination": "/srv/x", "range": [512, 1024], "overwrite": true }),
+        ),
+        (
+            "/new-volume".into(),
+            "key=k&name=new&host=h&source=%2Fdev%2Fx&target=&cron=%40daily&time_zone=UTC&rpo_hours=26&keep_last=3&keep_daily=",
+            json!({ "type": "volume_put", "volume": "new", "spec": {
+                "host": "h", "source": "/dev/x", "rpo_ms": 93_600_000,
+                "schedule": { "cron": "@daily", "zone": "UTC", "jitter_ms": 300_000, "paused": false },
+                "retention": { "keep_last": 3, "keep_hourly": 0, "keep_daily": 0, "keep_weekly": 0, "keep_monthly": 0, "keep_yearly": 0 },
+            } }),
+        ),
+        ("/volumes/db/forget".into(), "key=k", json!({ "type": "volume_delete", "volume": "db" })),
+        (
+            "/targets".into(),
+            "key=k&name=far&address=s3%3A%2F%2Fb%2Fp&region=&kms_key=",
+            json!({ "type": "target_put", "name": "far", "target": { "address": "s3://b/p" } }),
+        ),
+        ("/targets/forget".into(), "key=k&name=near", json!({ "type": "target_delete", "name": "near" })),
+        ("/retention".into(), "key=k&target=", json!({ "type": "retention" })),
+        ("/gc".into(), "key=k&target=near", json!({ "type": "gc", "target": "near" })),
         (
             format!("/backups/{backup}/delete"),
             "key=k&target=",
@@ -259,6 +365,8 @@ fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
 #[tokio::test]
 async fn what_is_asked_for_is_sent_once_and_by_operators_only() {
     let fleet = Fleet::with_volumes().await;
+    let near = json!({ "type": "target_put", "name": "near", "target": { "address": "file:///n" } });
+    fleet.ask("near", serde_json::from_value(near).unwrap()).await;
     fleet.sent();
     let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
     for (method, path, body, wanted) in changes(&backup) {
@@ -296,6 +404,21 @@ async fn what_is_asked_for_is_sent_once_and_by_operators_only() {
         let answer = fleet.call(Method::POST, path, "operate", Some(body)).await;
         assert!(answer.status.is_client_error(), "{path}: {}", answer.status);
         assert_eq!(answer.headers[header::CONTENT_TYPE], "application/problem+json", "{path}");
+    }
+    for (method, path, body) in [
+        (Method::PATCH, "/v1/volumes/db/schedule".to_owned(), json!({ "cron": "61 * * * *" })),
+        (Method::PATCH, "/v1/volumes/db/schedule".to_owned(), json!({ "time_zone": "Mars/Olympus" })),
+        (Method::PUT, "/v1/targets/t".to_owned(), json!({ "address": "ftp://x" })),
+        (Method::PATCH, "/v1/targets/none".to_owned(), json!({ "region": "x" })),
+        (Method::PUT, "/v1/hosts/a%20b".to_owned(), json!({})),
+        (
+            Method::POST,
+            format!("/v1/backups/{backup}/restore"),
+            json!({ "host": "h", "destination": "/x", "range": { "start": 5, "end": 5 } }),
+        ),
+    ] {
+        let answer = fleet.call(method.clone(), &path, "operate", Some(body)).await;
+        assert!(answer.status.is_client_error(), "{method} {path}: {}", answer.status);
     }
     let spec = json!({ "host": "h", "source": "" });
     let put = fleet.call(Method::PUT, "/v1/volumes/new", "operate", Some(spec)).await;
@@ -354,7 +477,7 @@ async fn a_corrected_form_counts_and_a_double_click_does_not() {
         let taken = fleet.http(form("/volumes/db/schedule", body, &headers)).await;
         taken.headers[header::LOCATION].to_str().unwrap().to_owned()
     };
-    let wrong = send("key=k&cron=61+*+*+*+*&time_zone=UTC").await;
+    let wrong = send("key=k&cron=6+*+*+*+*&time_zone=UTC").await;
     let right = send("key=k&cron=5+*+*+*+*&time_zone=UTC").await;
     assert_ne!(wrong, right);
     assert_eq!(send("key=k&cron=5+*+*+*+*&time_zone=UTC").await, right);
@@ -442,8 +565,211 @@ async fn the_link_becomes_a_cookie_and_pages_load_nothing_from_elsewhere() {
             StatusCode::OK
         );
     }
-    for closed in ["/", "/runs", "/v1/volumes", "/v1/backups", "/v1/runs", "/v1/hosts", "/v1/targets"] {
-        let answer = fleet.http(HttpRequest::get(closed).body(Body::empty()).unwrap()).await;
-        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{closed}");
+    for closed in openapi()["paths"].as_object().unwrap().keys().map(String::as_str).chain(PAGES) {
+        let path = closed.replace(['{', '}'], "");
+        let answer = fleet.http(HttpRequest::get(path).body(Body::empty()).unwrap()).await;
+        let only_changes = answer.status == StatusCode::METHOD_NOT_ALLOWED;
+        assert!(only_changes || answer.status == StatusCode::UNAUTHORIZED, "{closed}: {}", answer.status);
+    }
+}
+
+/// All pages that are about nothing in particular.
+const PAGES: [&str; 9] =
+    ["/", "/runs", "/storage", "/targets", "/retention", "/gc", "/gc?plan=true", "/audit", "/new-volume"];
+
+#[tokio::test]
+async fn every_page_is_shown_to_viewers_and_operators() {
+    let fleet = Fleet::with_volumes().await;
+    let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
+    let pages = PAGES.map(str::to_owned).into_iter();
+    for path in pages.chain([format!("/backups/{backup}"), "/volumes/db".into(), "/volumes/db/edit".into()]) {
+        for token in ["view", "operate"] {
+            let page = fleet.call(Method::GET, &path, token, None).await;
+            assert_eq!(page.status, StatusCode::OK, "{path}: {}", page.body);
+            assert!(page.body.contains("<!doctype html>") && page.body.contains("<h1>"), "{path}");
+            for inline in ["<style", " style=", " onclick", "javascript:", "http://", "https://"] {
+                assert!(!page.body.replace("http://www.w3.org", "").contains(inline), "{path}: {inline}");
+            }
+            let is_form = path.ends_with("edit") || path.starts_with("/new") || path.starts_with("/gc");
+            assert!(token == "operate" || is_form || !page.body.contains("method=\"post\""), "{path}");
+        }
+    }
+    assert_eq!(fleet.get("/volumes/none/edit").await.status, StatusCode::NOT_FOUND);
+}
+
+/// What the form of a volume does not ask for stays as it was.
+#[tokio::test]
+async fn a_form_changes_what_it_asks_for() {
+    let fleet = Fleet::with_volumes().await;
+    let spec = json!({
+        "host": "h", "source": "/dev/x", "with": [{ "volume": "log", "source": "/dev/y" }],
+        "chunker": { "fixed": { "size_bytes": 65536 } },
+        "schedule": { "cron": "@daily", "jitter_ms": 7 },
+        "retention": { "keep_last": 2, "keep_within_ms": 1000 },
+    });
+    let put = json!({ "type": "volume_put", "volume": "lead", "spec": spec });
+    fleet.ask("lead", serde_json::from_value(put).unwrap()).await;
+    fleet.sent();
+    let operator = fleet.cookie("operate").await;
+    let headers = [("cookie", operator.as_str()), ("sec-fetch-site", "same-origin")];
+    let body = "key=k&name=lead&host=h&source=%2Fdev%2Fz&target=&cron=%40weekly&time_zone=Europe%2FBerlin&keep_daily=9";
+    let taken = fleet.http(form("/new-volume", body, &headers)).await;
+    assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
+    let [Wanted::VolumePut { spec, .. }] = &fleet.sent()[..] else { panic!("one volume") };
+    let spec = json!(spec);
+    assert_eq!((&spec["source"], &spec["schedule"]["jitter_ms"]), (&json!("/dev/z"), &json!(7)));
+    assert_eq!(
+        (&spec["with"][0]["volume"], &spec["schedule"]["zone"]),
+        (&json!("log"), &json!("Europe/Berlin"))
+    );
+    assert_eq!(spec["retention"]["keep_within_ms"], 1000);
+    assert_eq!((&spec["retention"]["keep_last"], &spec["retention"]["keep_daily"]), (&json!(0), &json!(9)));
+    assert_eq!(spec["chunker"]["fixed"]["size_bytes"], 65536);
+    for wrong in [
+        "key=k&name=lead&host=h&source=%2Fdev%2Fz&keep_daily=many",
+        "key=k&name=lead&host=h&source=%2Fdev%2Fz&cron=never",
+        "key=k&name=&host=h&source=%2Fdev%2Fz",
+        "key=k&name=x&host=&source=%2Fdev%2Fz",
+        "name=x&host=h&source=%2Fdev%2Fz",
+    ] {
+        assert_eq!(
+            fleet.http(form("/new-volume", wrong, &headers)).await.status,
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "{wrong}"
+        );
+    }
+    assert_eq!(fleet.sent(), []);
+}
+
+/// The plans say what the runs then do.
+#[tokio::test]
+async fn plans_are_what_runs_do() {
+    let fleet = Fleet::with_volumes().await;
+    let spec = json!({ "host": "h", "source": "/dev/x", "retention": { "keep_last": 1 } });
+    let put = json!({ "type": "volume_put", "volume": "db", "spec": spec });
+    fleet.ask("keep", serde_json::from_value(put).unwrap()).await;
+    let plan = fleet.get("/v1/retention/plan").await.json();
+    assert_eq!((&plan["goes"], &plan["stays"]), (&json!(1), &json!(1)), "{plan}");
+    let goes = plan["decisions"].as_array().unwrap().iter().find(|it| it["goes"] == true).unwrap().clone();
+    assert_eq!(goes["reasons"], json!([]));
+    assert!(fleet.get("/retention").await.body.contains(goes["backup"].as_str().unwrap()));
+    let before = fleet.get("/v1/stats").await.json();
+    fleet.retain().await;
+    let trash = fleet.get("/v1/backups?trash=true").await.json();
+    assert_eq!(trash["items"][0]["id"], goes["backup"]);
+    assert_eq!(fleet.get("/v1/retention/plan").await.json()["goes"], 0);
+    let after = fleet.get("/v1/stats").await.json();
+    assert_eq!((&before["backups"], &before["trashed"]), (&json!(2), &json!(0)));
+    assert_eq!(
+        (&after["backups"], &after["trashed"], after["days"].as_array().unwrap().len()),
+        (&json!(1), &json!(1), 1)
+    );
+    let collection = fleet.get("/v1/gc/plan").await.json();
+    assert_eq!(
+        (&collection["finished"], &collection["missing_objects"]),
+        (&json!(true), &json!(0)),
+        "{collection}"
+    );
+    let audit = fleet.get("/v1/audit").await.json();
+    let steps = audit["items"].as_array().unwrap();
+    assert!(steps[0]["changes"][0].as_str().unwrap().starts_with("to the trash"), "{audit}");
+    assert!(steps.iter().all(|step| step["follows"] == true), "{audit}");
+    let older = fleet.get(&format!("/v1/audit?until={}&limit=1", steps[1]["epoch"])).await.json();
+    assert_eq!(older["items"][0], steps[1]);
+    assert_eq!(fleet.get("/v1/audit?limit=0").await.status, StatusCode::BAD_REQUEST);
+}
+
+#[tokio::test]
+async fn a_schedule_is_explained_before_it_is_taken() {
+    let fleet = Fleet::new().await;
+    let told = fleet.get("/v1/schedules/preview?cron=0+3+*+*+1&time_zone=Europe%2FBerlin").await.json();
+    assert!(told["words"].as_str().unwrap().contains("Monday"), "{told}");
+    assert_eq!(told["next"].as_array().unwrap().len(), 5);
+    for wrong in ["cron=61+*+*+*+*", "cron=", "cron=@daily&time_zone=Nowhere%2FAtAll"] {
+        let answer = fleet.get(&format!("/v1/schedules/preview?{wrong}")).await;
+        assert_eq!(answer.status, StatusCode::UNPROCESSABLE_ENTITY, "{wrong}");
+    }
+    assert_eq!(fleet.get("/v1/schedules/preview").await.status, StatusCode::BAD_REQUEST);
+}
+
+/// A run is followed to its end; one that has ended is told once.
+#[tokio::test(start_paused = true)]
+async fn a_run_is_followed_until_it_has_ended() {
+    let fleet = Fleet::with_volumes().await;
+    let runs = fleet.get("/v1/runs").await.json();
+    let ended = runs["items"][0]["id"].as_str().unwrap();
+    let told = fleet.get(&format!("/v1/runs/{ended}/events")).await;
+    assert_eq!(told.body.matches("event: run").count(), 1, "{}", told.body);
+    fleet.ask("now", Wanted::Backup { volume: "db".to_owned() }).await;
+    let open = fleet.get("/v1/runs?open=true").await.json();
+    let id: strongroom_format::ids::RunId = open["items"][0]["id"].as_str().unwrap().parse().unwrap();
+    let home = fleet.service.home.clone();
+    let work = async {
+        for done in [1, 2] {
+            tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+            let (run, etag) = home.run(id).await.unwrap().unwrap();
+            let run = match run.claim(home.now(), u64::MAX) {
+                Claim::Granted(claimed) => *claimed,
+                _ => run,
+            };
+            let next = run.beating(run.attempt, home.now(), done * 10, 40).unwrap();
+            home.replace_run(id, &next, &etag).await.unwrap().unwrap();
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+        let (run, etag) = home.run(id).await.unwrap().unwrap();
+        home.replace_run(id, &run.failed(home.now(), "the disk is gone"), &etag).await.unwrap().unwrap();
+    };
+    let path = format!("/v1/runs/{id}/events");
+    let ((), told) = tokio::join!(work, fleet.get(&path));
+    let states: Vec<Value> = told
+        .body
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    let seen: Vec<(&str, u64)> = states
+        .iter()
+        .map(|run| (run["state"].as_str().unwrap(), run["done_bytes"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(seen, [("queued", 0), ("running", 10), ("running", 20), ("failed", 0)]);
+    assert_eq!(states[3]["reason"], "the disk is gone");
+    let unknown = fleet.get(&format!("/v1/runs/{}/events", "0".repeat(32))).await;
+    assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+}
+
+/// The document in docs/ is what the code says; `UPDATE=1` writes it anew.
+#[test]
+fn the_openapi_document_is_up_to_date() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
+    let now = format!("{}\n", serde_json::to_string_pretty(&openapi()).unwrap());
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(file, &now).unwrap();
+    }
+    let then = std::fs::read_to_string(file).unwrap();
+    assert!(
+        then == now,
+        "docs/openapi.json is not what the code says: UPDATE=1 cargo test --test console openapi"
+    );
+}
+
+/// Every operation has a summary and says who may: that is in the document, not only in the code.
+#[test]
+fn every_operation_is_described() {
+    let document = openapi();
+    assert_eq!(document["openapi"], "3.1.0");
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            assert!(
+                operation["summary"].is_string() && operation["operationId"].is_string(),
+                "{method} {path}"
+            );
+            let refused = &operation["responses"]["403"];
+            assert_eq!(refused.is_object(), method != "get", "{method} {path}");
+        }
+    }
+    let text = document.to_string();
+    for reference in text.split("\"$ref\":\"#").skip(1) {
+        let pointer = reference.split('"').next().unwrap();
+        assert!(document.pointer(pointer).is_some(), "{pointer} is nowhere");
     }
 }

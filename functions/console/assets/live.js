@@ -1,29 +1,58 @@
-// Follows a run on its page: without this, loading the page again shows the same.
+// Follows a run on its page, and says what a cron line means while it is typed. Without this, loading a page again shows the same.
 "use strict";
+
 const run = document.querySelector("[data-run]:not([data-ended])");
-const look = async () => {
-  try {
-    const response = await fetch(`/v1/runs/${run.dataset.run}`, { headers: { accept: "application/json" } });
-    if (response.ok) {
-      const { run: { state } } = await response.json();
-      const running = state.running;
-      const bar = run.querySelector("[data-progress]");
-      if (!bar || (state !== "queued" && !running)) {
-        location.reload();
-        return;
-      }
-      run.querySelector("[data-state]").textContent = running ? "running" : "queued";
-      if (running && running.total_bytes > 0) {
-        bar.max = running.total_bytes;
-        bar.value = running.done_bytes;
-        run.querySelector("[data-said]").textContent = `${Math.floor(100 * running.done_bytes / running.total_bytes)} %`;
-      }
-    }
-  } catch {
-    // It can't be reached just now: the next look may.
+
+const show = ({ state, done_bytes: done, total_bytes: total }) => {
+  const bar = run.querySelector("[data-progress]");
+  if (!bar || (state !== "queued" && state !== "running")) {
+    location.reload();
+    return;
   }
-  setTimeout(look, 1000);
+  run.querySelector("[data-state]").textContent = state;
+  if (total > 0) {
+    bar.max = total;
+    bar.value = done;
+    run.querySelector("[data-said]").textContent = `${Math.floor(100 * done / total)} %`;
+  }
+};
+
+const follow = () => {
+  const events = new EventSource(`/v1/runs/${run.dataset.run}/events`);
+  events.addEventListener("run", (event) => show(JSON.parse(event.data)));
+  // Nobody has taken it up yet, or it can't be reached just now: the browser asks again by itself only in some cases.
+  events.addEventListener("error", () => {
+    if (events.readyState === EventSource.CLOSED) {
+      setTimeout(follow, 1000);
+    }
+  });
 };
 if (run) {
-  setTimeout(look, 500);
+  follow();
+}
+
+const explain = async (form, words) => {
+  const { cron, time_zone: zone } = form.elements;
+  if (cron.value.trim() === "") {
+    words.textContent = "";
+    return;
+  }
+  const asked = new URLSearchParams({ cron: cron.value, time_zone: zone.value });
+  try {
+    const response = await fetch(`/v1/schedules/preview?${asked}`, { headers: { accept: "application/json" } });
+    const said = await response.json();
+    words.textContent = response.ok ? `${said.words}. Next: ${said.next.join(", ")}` : said.detail;
+  } catch {
+    words.textContent = "";
+  }
+};
+for (const form of document.querySelectorAll("[data-schedule]")) {
+  const words = form.querySelector("[data-words]");
+  let waiting;
+  form.addEventListener("input", ({ target }) => {
+    if (target.name === "cron" || target.name === "time_zone") {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => explain(form, words), 300);
+    }
+  });
 }

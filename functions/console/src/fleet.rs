@@ -10,7 +10,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use strongroom_catalog::root::{BackupEntry, Root};
 use strongroom_fleet::Service;
-use strongroom_fleet::run::Run;
+use strongroom_fleet::run::{Job, Run, RunState};
 use strongroom_fleet::settings::FleetSettings;
 use strongroom_fleet::shard::Shard;
 use strongroom_fleet::volume::VolumeState;
@@ -50,7 +50,7 @@ pub struct Fleet {
 }
 
 /// How a volume is, the worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// The last run failed.
@@ -242,7 +242,11 @@ impl<'a> Line<'a> {
     }
 }
 
-async fn root(service: &Service, target: Option<&str>) -> VaultResult<Root> {
+/// Reads the root of a target.
+///
+/// # Errors
+/// `Invalid` if the fleet knows no such target; those of opening and reading it.
+pub async fn root(service: &Service, target: Option<&str>) -> VaultResult<Root> {
     Ok(service.targets.open(target).await?.head().await?.root)
 }
 
@@ -275,6 +279,19 @@ pub async fn run(service: &Service, seen: &Seen, id: RunId) -> VaultResult<Optio
         }
     }
     Ok(Some(run))
+}
+
+/// The pace of the newest restore that is remembered, bytes a second, its time in the queue included.
+pub fn restore_pace(seen: &Seen) -> Option<u64> {
+    let ended = seen.ended.lock().unwrap_or_else(PoisonError::into_inner);
+    let restores = ended.values().filter_map(|run| match (&run.job, &run.state) {
+        (Job::Restore { .. }, RunState::Succeeded { at, result }) if result.logical_bytes > 0 => {
+            let took_ms = at.0.saturating_sub(run.created.0).max(1);
+            Some((*at, result.logical_bytes.saturating_mul(1000) / took_ms))
+        }
+        _ => None,
+    });
+    restores.max_by_key(|(at, _)| *at).map(|(_, pace)| pace)
 }
 
 /// Reads all runs, the newest first; one that can't be understood is left out, and told in the log.

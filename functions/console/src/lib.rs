@@ -7,15 +7,22 @@ mod access;
 mod answer;
 mod api;
 mod fleet;
+mod openapi;
 mod pages;
 mod problem;
 mod rate;
+mod stats;
+mod words;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::http::header;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::get;
 use strongroom_fleet::Service;
+use utoipa_axum::router::OpenApiRouter;
 
 pub use access::{Access, Role};
 
@@ -27,33 +34,61 @@ struct Console {
     service: Service,
     access: Access,
     seen: Seen,
+    limits: Limits,
     limit: Limit,
 }
 
+/// What a console does at the most.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Requests for changes it takes in a minute.
+    pub changes_a_minute: u32,
+    /// How long it follows a run for one client, who then asks again.
+    pub follow: Duration,
+}
+
+impl Default for Limits {
+    /// More changes than people ask for, and fewer than harm a queue.
+    fn default() -> Self {
+        Self { changes_a_minute: 120, follow: Duration::from_secs(300) }
+    }
+}
+
 /// The console of a fleet, for those whom `access` lets in.
-pub fn router(service: Service, access: Access) -> Router {
-    let console = Arc::new(Console { service, access, seen: Seen::default(), limit: Limit::default() });
+pub fn router(service: Service, access: Access, limits: Limits) -> Router {
+    let limit = Limit::new(limits.changes_a_minute);
+    let console = Arc::new(Console { service, access, seen: Seen::default(), limits, limit });
     let (api, pages) = (api::routes(), pages::routes());
-    let reading = api.reading.merge(pages.reading);
+    let (reading, _) = api.reading.merge(pages.reading).split_for_parts();
     // Whatever changes something goes through here, and nothing else does.
-    let changing = api
-        .changing
-        .merge(pages.changing)
-        .route_layer(from_fn_with_state(Arc::clone(&console), access::operators_only));
+    let (changing, _) = api.changing.merge(pages.changing).split_for_parts();
+    let changing = changing.route_layer(from_fn_with_state(Arc::clone(&console), access::operators_only));
+    let document = openapi().to_string();
+    let told = get(move || {
+        let document = document.clone();
+        async move { ([(header::CONTENT_TYPE, "application/json")], document) }
+    });
     reading
         .merge(changing)
         .route_layer(from_fn_with_state(Arc::clone(&console), access::known_only))
         .merge(pages::open_routes())
+        .route("/v1/openapi.json", told)
         .fallback(problem::no_such_page)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(from_fn(access::headers))
         .with_state(console)
 }
 
+/// What the interface for HTTP clients is, as an OpenAPI document.
+pub fn openapi() -> serde_json::Value {
+    let api = api::routes();
+    openapi::document(api.reading.merge(api.changing).into_openapi())
+}
+
 /// Routes of one kind, by what they do.
 struct Routes {
     /// Those that change nothing.
-    reading: Router<Arc<Console>>,
+    reading: OpenApiRouter<Arc<Console>>,
     /// Those that send requests.
-    changing: Router<Arc<Console>>,
+    changing: OpenApiRouter<Arc<Console>>,
 }

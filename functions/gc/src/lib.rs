@@ -10,7 +10,7 @@ use strongroom_fleet::service::Claimed;
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
 use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::collect::{self, CollectOptions, CollectReport};
-use strongroom_vault::{VaultError, VaultResult};
+use strongroom_vault::{Target, VaultError, VaultResult};
 use tracing::{error, info, warn};
 
 /// How long objects that were never committed are left for their session, milliseconds.
@@ -79,14 +79,25 @@ async fn collect_some(
     until: TimestampMs,
 ) -> VaultResult<CollectReport> {
     let target = service.targets.open(target).await?;
-    let options = CollectOptions {
+    collect::run(&target, &options(&target, grace_ms, until)).await
+}
+
+fn options(target: &Target, grace_ms: Option<u64>, until: TimestampMs) -> CollectOptions {
+    CollectOptions {
         grace_ms: grace_ms.unwrap_or(target.settings.grace_ms),
         orphan_age_ms: ORPHAN_AGE_MS,
         session_age_ms: SESSION_AGE_MS,
         until: Some(until),
         ..CollectOptions::at_once()
-    };
-    collect::run(&target, &options).await
+    }
+}
+
+/// Says what a run would do now, as far as that is found out until then.
+///
+/// # Errors
+/// Those of [`collect::plan`].
+pub async fn plan(target: &Target, until: TimestampMs) -> VaultResult<CollectReport> {
+    collect::plan(target, &options(target, None, until)).await
 }
 
 fn tell(service: &Service, run: RunId, report: &CollectReport) {

@@ -8,6 +8,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 
 use jiff::tz::TimeZone;
+use strongroom_catalog::retention::{self, RetentionPlan};
 use strongroom_catalog::root::{BackupEntry, Root, Volume};
 use strongroom_fleet::message::{Message, RunMessage};
 use strongroom_fleet::run::{Job, Run, RunResult};
@@ -101,34 +102,11 @@ async fn apply(
     until: TimestampMs,
 ) -> VaultResult<Applied> {
     let mut head = target.head().await?;
-    let mut fleet = Fleet { service, target: job.target(), shards: HashMap::new() };
-    let mut wanted: Vec<(String, Kept)> = Vec::new();
-    let names: Vec<String> = match volume {
-        Some(volume) if policy.is_some() => vec![volume.to_owned()],
-        // And what goes with it: groups go as a whole.
-        Some(volume) => {
-            let with = fleet.spec(volume).await?.map(|spec| spec.with).unwrap_or_default();
-            std::iter::once(volume.to_owned()).chain(with.into_iter().map(|member| member.volume)).collect()
-        }
-        None => head.root.volumes.keys().cloned().collect(),
-    };
-    for name in names {
-        let kept = match policy {
-            Some(policy) => Some(Kept { retention: policy.clone(), zone: TimeZone::UTC, leader: None }),
-            None => fleet.kept(&head.root, &name).await?,
-        };
-        wanted.extend(kept.map(|kept| (name, kept)));
-    }
-    // Members once it is known what goes of their leaders.
-    wanted.sort_by_key(|(_, kept)| kept.leader.is_some());
     let mut applied = Applied::default();
-    for (volume, Kept { retention, zone, leader }) in wanted {
-        if leader.is_some() && applied.removed > 0 {
+    for request in requests(service, job.target(), &head.root, volume, policy).await? {
+        if request.leader.is_some() && applied.removed > 0 {
             head = target.head().await?;
         }
-        let volume = Some(volume);
-        let request =
-            RetentionRequest { policy: retention.policy(), volume, zone, max_removals: None, leader };
         let now = service.home.now();
         if request.plan(&head.root, now).removals().is_empty() {
             continue;
@@ -142,6 +120,62 @@ async fn apply(
         applied.removed += run_retention(target, &request).await?.removals().len() as u64;
     }
     Ok(applied)
+}
+
+/// Says what a run would do to the backups of a root now, volume by volume, in the order in which it would.
+///
+/// # Errors
+/// `Store`, `Format`, of what the fleet says of volumes.
+pub async fn plans(
+    service: &Service,
+    target: Option<&str>,
+    root: &Root,
+    volume: Option<&str>,
+) -> VaultResult<Vec<RetentionPlan>> {
+    let (mut root, now) = (root.clone(), service.home.now());
+    let requests = requests(service, target, &root, volume, None).await?;
+    let plans = requests.iter().map(|request| {
+        let plan = request.plan(&root, now);
+        retention::apply(&mut root, &plan, now);
+        plan
+    });
+    Ok(plans.collect())
+}
+
+/// What is asked of each volume that something is said of, members of groups once it is known what goes of their leaders.
+async fn requests(
+    service: &Service,
+    target: Option<&str>,
+    root: &Root,
+    volume: Option<&str>,
+    policy: Option<&RetentionSpec>,
+) -> VaultResult<Vec<RetentionRequest>> {
+    let mut fleet = Fleet { service, target, shards: HashMap::new() };
+    let names: Vec<String> = match volume {
+        Some(volume) if policy.is_some() => vec![volume.to_owned()],
+        // And what goes with it: groups go as a whole.
+        Some(volume) => {
+            let with = fleet.spec(volume).await?.map(|spec| spec.with).unwrap_or_default();
+            std::iter::once(volume.to_owned()).chain(with.into_iter().map(|member| member.volume)).collect()
+        }
+        None => root.volumes.keys().cloned().collect(),
+    };
+    let mut requests = Vec::new();
+    for name in names {
+        let kept = match policy {
+            Some(policy) => Some(Kept { retention: policy.clone(), zone: TimeZone::UTC, leader: None }),
+            None => fleet.kept(root, &name).await?,
+        };
+        requests.extend(kept.map(|Kept { retention, zone, leader }| RetentionRequest {
+            policy: retention.policy(),
+            volume: Some(name),
+            zone,
+            max_removals: None,
+            leader,
+        }));
+    }
+    requests.sort_by_key(|request| request.leader.is_some());
+    Ok(requests)
 }
 
 /// What is to be kept of a volume.

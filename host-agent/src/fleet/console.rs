@@ -12,7 +12,7 @@ use std::time::Duration;
 use axum::serve::Listener;
 use rand::Rng;
 use serde_json::json;
-use strongroom_console::{Access, Role, router};
+use strongroom_console::{Access, Limits, Role, router};
 use strongroom_fleet::Service;
 use strongroom_vault::{Entropy, VaultError, VaultResult};
 use tempfile::NamedTempFile;
@@ -90,7 +90,7 @@ impl Console {
         let mut secret = [0; 32];
         service.home.target().context.entropy.with(|rng| rng.fill_bytes(&mut secret));
         let access = Access::new([(self.token.as_str(), Role::Operator)], &secret);
-        let console = router(service, access);
+        let console = router(service, access, Limits::default());
         let stopped = |mut stop: watch::Receiver<bool>| async move {
             // Whoever could say so is gone: that is the same.
             let _ = stop.wait_for(|stop| *stop).await;

@@ -8,6 +8,7 @@ pub mod commit;
 pub mod dead;
 pub mod find;
 pub mod frames;
+pub mod history;
 pub mod invariants;
 pub mod moved;
 pub mod retention;

@@ -12,6 +12,7 @@ mod dead;
 pub mod dedup;
 pub mod error;
 pub mod head;
+pub mod history;
 pub mod image;
 pub mod listing;
 pub mod mark;

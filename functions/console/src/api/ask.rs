@@ -1,0 +1,324 @@
+//! What is asked for: sent to the dispatcher, which says by a run what came of it.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use rand::RngExt;
+use serde::Deserialize;
+use strongroom_fleet::message::{Message, Request, Wanted};
+use strongroom_fleet::schedule::Schedule;
+use strongroom_fleet::settings::{TargetEntry, check_host_name};
+use strongroom_fleet::shard::run_of_request;
+use strongroom_fleet::volume::VolumeSpec;
+use strongroom_fleet::{QueueName, Service};
+use strongroom_format::ids::RunId;
+use strongroom_format::manifest::check_volume_name;
+use utoipa::ToSchema;
+
+use super::{Asked, InTarget, asked, backup_id};
+use crate::Console;
+use crate::answer::Taken;
+use crate::problem::{Answered, Problem};
+
+/// The header of an idempotency key: what is sent again under its key is the same request.
+const KEY: &str = "idempotency-key";
+
+/// Sends a request, and says which run it is.
+pub async fn send(service: &Service, key: Option<&str>, wanted: Wanted) -> Answered<RunId> {
+    let drawn = || service.home.target().context.entropy.with(|rng| format!("{:032x}", rng.random::<u128>()));
+    let request = Request::new(key.map_or_else(drawn, str::to_owned), wanted);
+    request.check_key().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let run = run_of_request(service.home.sealer(), &request.key);
+    service.outbox.send(&QueueName::Requests, &[request.to_json()]).await?;
+    Ok(run)
+}
+
+/// Sends what a client asks for, under its idempotency key if it gave one.
+pub struct Sender {
+    console: Arc<Console>,
+    key: Option<String>,
+}
+
+impl FromRequestParts<Arc<Console>> for Sender {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, console: &Arc<Console>) -> Answered<Self> {
+        let key = parts.headers.get(KEY).map(HeaderValue::to_str).transpose();
+        let key = key
+            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the idempotency key is no plain text"))?
+            .map(str::to_owned);
+        Ok(Self { console: Arc::clone(console), key })
+    }
+}
+
+impl Sender {
+    /// Answers that a request was sent: whoever asked follows its run.
+    async fn send(self, wanted: Wanted) -> Answered<Response> {
+        let run = send(&self.console.service, self.key.as_deref(), wanted).await?;
+        let mut response = (StatusCode::ACCEPTED, Json(Taken { run })).into_response();
+        if let Ok(place) = HeaderValue::from_str(&format!("/v1/runs/{run}")) {
+            response.headers_mut().insert(header::LOCATION, place);
+        }
+        Ok(response)
+    }
+}
+
+type Body<T> = Result<Json<T>, JsonRejection>;
+
+fn body<T>(body: Body<T>) -> Answered<T> {
+    body.map(|Json(body)| body).map_err(|error| Problem::new(error.status(), error.body_text()))
+}
+
+fn checked(result: Result<(), String>) -> Answered<()> {
+    result.map_err(|reason| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason))
+}
+
+/// Backs a volume up now.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/backups", tag = "volumes", params(("volume" = String, Path)), responses((status = 202, body = Taken)))]
+pub async fn volume_backup(sender: Sender, Path(volume): Path<String>) -> Answered<Response> {
+    sender.send(Wanted::Backup { volume }).await
+}
+
+/// Adds a volume, or replaces what is to be done with it.
+#[utoipa::path(
+    put, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path)),
+    request_body(content = ref("#/components/schemas/VolumeSpec")), responses((status = 202, body = Taken)),
+)]
+pub async fn volume_put(
+    sender: Sender,
+    Path(volume): Path<String>,
+    spec: Body<VolumeSpec>,
+) -> Answered<Response> {
+    let spec = Box::new(body(spec)?);
+    checked(check_volume_name(&volume))?;
+    checked(spec.check(&volume))?;
+    sender.send(Wanted::VolumePut { volume, spec }).await
+}
+
+/// Forgets a volume; its backups stay.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path)), responses((status = 202, body = Taken)))]
+pub async fn volume_delete(sender: Sender, Path(volume): Path<String>) -> Answered<Response> {
+    sender.send(Wanted::VolumeDelete { volume }).await
+}
+
+/// What of a schedule changes; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchedulePatch {
+    /// Five fields, as in crontab(5), or @hourly, @daily, @weekly, @monthly, @yearly.
+    cron: Option<String>,
+    /// The IANA name of the time zone whose clock it follows.
+    time_zone: Option<String>,
+    /// Runs begin up to so much later than their slot, milliseconds.
+    #[schema(maximum = 3_600_000)]
+    jitter_ms: Option<u64>,
+    /// Whether slots pass by unused.
+    paused: Option<bool>,
+}
+
+/// Changes a volume's schedule.
+#[utoipa::path(
+    patch, path = "/v1/volumes/{volume}/schedule", tag = "volumes", params(("volume" = String, Path)),
+    request_body = SchedulePatch, responses((status = 202, body = Taken)),
+)]
+pub async fn schedule_patch(
+    sender: Sender,
+    Path(volume): Path<String>,
+    change: Body<SchedulePatch>,
+) -> Answered<Response> {
+    let SchedulePatch { cron, time_zone: zone, jitter_ms, paused } = body(change)?;
+    // What is left out is not known here; what is given must be right with any of it.
+    let as_given = Schedule {
+        cron: cron.clone().unwrap_or_else(|| "@daily".to_owned()),
+        zone: zone.clone().unwrap_or_else(|| "UTC".to_owned()),
+        jitter_ms: jitter_ms.unwrap_or(0),
+        paused: false,
+    };
+    checked(as_given.slots().map(|_| ()).map_err(|error| error.to_string()))?;
+    sender.send(Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused }).await
+}
+
+/// Moves a backup to the trash.
+#[utoipa::path(delete, path = "/v1/backups/{backup}", tag = "backups", params(("backup" = String, Path, description = "Its whole id."), InTarget), responses((status = 202, body = Taken)))]
+pub async fn backup_delete(
+    sender: Sender,
+    Path(name): Path<String>,
+    query: Asked<InTarget>,
+) -> Answered<Response> {
+    let backups = vec![backup_id(&name)?.to_string()];
+    sender.send(Wanted::Delete { backups, target: asked(query)?.target }).await
+}
+
+/// Takes a backup out of the trash.
+#[utoipa::path(post, path = "/v1/backups/{backup}/undelete", tag = "backups", params(("backup" = String, Path, description = "Its whole id."), InTarget), responses((status = 202, body = Taken)))]
+pub async fn backup_undelete(
+    sender: Sender,
+    Path(name): Path<String>,
+    query: Asked<InTarget>,
+) -> Answered<Response> {
+    let backups = vec![backup_id(&name)?.to_string()];
+    sender.send(Wanted::Undelete { backups, target: asked(query)?.target }).await
+}
+
+/// Where a backup is restored to.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// The host that writes it.
+    host: String,
+    /// Where to, on that host; its own configuration must allow it.
+    #[schema(min_length = 1)]
+    destination: String,
+    /// Only these bytes.
+    range: Option<ByteRange>,
+    /// Whether a file that exists is replaced.
+    #[serde(default)]
+    overwrite: bool,
+    /// The target the backup is in; the home if none is named.
+    target: Option<String>,
+}
+
+/// Some bytes of a volume.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ByteRange {
+    /// Where they begin.
+    start: u64,
+    /// Where they end; that byte is not one of them.
+    end: u64,
+}
+
+impl ByteRange {
+    fn checked(self) -> Answered<(u64, u64)> {
+        if self.start < self.end {
+            return Ok((self.start, self.end));
+        }
+        let detail = "a range ends after it starts";
+        Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
+    }
+}
+
+/// Restores a backup on a host.
+#[utoipa::path(
+    post, path = "/v1/backups/{backup}/restore", tag = "backups", params(("backup" = String, Path, description = "Its whole id.")),
+    request_body = Restore, responses((status = 202, body = Taken)),
+)]
+pub async fn backup_restore(
+    sender: Sender,
+    Path(name): Path<String>,
+    restore: Body<Restore>,
+) -> Answered<Response> {
+    let Restore { host, destination, range, overwrite, target } = body(restore)?;
+    let backup = backup_id(&name)?.to_string();
+    checked(check_host_name(&host))?;
+    let range = range.map(ByteRange::checked).transpose()?;
+    sender.send(Wanted::Restore { backup, host, destination, range, overwrite, target }).await
+}
+
+/// Adds a host: a queue, of which its agent takes what is to be done.
+#[utoipa::path(put, path = "/v1/hosts/{host}", tag = "fleet", params(("host" = String, Path)), responses((status = 202, body = Taken)))]
+pub async fn host_put(sender: Sender, Path(host): Path<String>) -> Answered<Response> {
+    checked(check_host_name(&host))?;
+    sender.send(Wanted::HostPut { host }).await
+}
+
+/// Forgets a host that has no volumes any more.
+#[utoipa::path(delete, path = "/v1/hosts/{host}", tag = "fleet", params(("host" = String, Path)), responses((status = 202, body = Taken)))]
+pub async fn host_delete(sender: Sender, Path(host): Path<String>) -> Answered<Response> {
+    sender.send(Wanted::HostDelete { host }).await
+}
+
+/// Adds a target that was initialised before, or says anew how it is reached. Its keys never come here.
+#[utoipa::path(
+    put, path = "/v1/targets/{target}", tag = "fleet", params(("target" = String, Path)),
+    request_body(content = ref("#/components/schemas/TargetEntry")), responses((status = 202, body = Taken)),
+)]
+pub async fn target_put(
+    sender: Sender,
+    Path(name): Path<String>,
+    target: Body<TargetEntry>,
+) -> Answered<Response> {
+    let target = body(target)?;
+    checked(check_volume_name(&name).map_err(|reason| reason.replacen("volume", "target", 1)))?;
+    checked(target.check())?;
+    sender.send(Wanted::TargetPut { name, target }).await
+}
+
+/// What of a target changes; what is left out stays.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TargetPatch {
+    /// `s3://bucket/prefix` or `file:///path`.
+    address: Option<String>,
+    /// The AWS KMS key that opens its catalog.
+    kms_key: Option<String>,
+    /// Region of the bucket.
+    region: Option<String>,
+}
+
+/// Changes how a target is reached.
+#[utoipa::path(
+    patch, path = "/v1/targets/{target}", tag = "fleet", params(("target" = String, Path)),
+    request_body = TargetPatch, responses((status = 202, body = Taken)),
+)]
+pub async fn target_patch(
+    sender: Sender,
+    Path(name): Path<String>,
+    change: Body<TargetPatch>,
+) -> Answered<Response> {
+    let TargetPatch { address, kms_key, region } = body(change)?;
+    let known = sender.console.service.home.settings().await?.targets.remove(&name);
+    let known = known.ok_or_else(|| Problem::not_found("target", &name))?;
+    let target = TargetEntry {
+        address: address.unwrap_or(known.address),
+        kms_key: kms_key.or(known.kms_key),
+        region: region.or(known.region),
+    };
+    checked(target.check())?;
+    sender.send(Wanted::TargetPut { name, target }).await
+}
+
+/// Forgets a target that no volume goes to any more; its objects stay.
+#[utoipa::path(delete, path = "/v1/targets/{target}", tag = "fleet", params(("target" = String, Path)), responses((status = 202, body = Taken)))]
+pub async fn target_delete(sender: Sender, Path(name): Path<String>) -> Answered<Response> {
+    sender.send(Wanted::TargetDelete { name }).await
+}
+
+/// What retention is asked for.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Retention {
+    /// Only this volume.
+    volume: Option<String>,
+    /// The target; the home if none is named.
+    target: Option<String>,
+}
+
+/// Applies retention now.
+#[utoipa::path(post, path = "/v1/retention", tag = "upkeep", request_body = Retention, responses((status = 202, body = Taken)))]
+pub async fn retention(sender: Sender, asked: Body<Retention>) -> Answered<Response> {
+    let Retention { volume, target } = body(asked)?;
+    sender.send(Wanted::Retention { volume, policy: None, target }).await
+}
+
+/// What collection is asked for.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Gc {
+    /// How long removed backups and condemned objects wait, instead of the target's grace, milliseconds.
+    grace_ms: Option<u64>,
+    /// The target; the home if none is named.
+    target: Option<String>,
+}
+
+/// Collects garbage now.
+#[utoipa::path(post, path = "/v1/gc", tag = "upkeep", request_body = Gc, responses((status = 202, body = Taken)))]
+pub async fn gc(sender: Sender, asked: Body<Gc>) -> Answered<Response> {
+    let Gc { grace_ms, target } = body(asked)?;
+    sender.send(Wanted::Gc { grace_ms, target }).await
+}

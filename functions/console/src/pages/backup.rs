@@ -1,0 +1,198 @@
+//! A backup: what it added and shares, its restore, and the trash.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+use strongroom_fleet::message::Wanted;
+use strongroom_fleet::text::{ago, bytes, time};
+use strongroom_format::ids::BackupId;
+
+use super::{Filled, InTarget, Pressed, Shown, ask, filled, key, show, some};
+use crate::Console;
+use crate::access::{Caller, Role};
+use crate::fleet::{self, Fleet};
+use crate::problem::Problem;
+
+#[derive(Template)]
+#[template(path = "backup.html")]
+struct BackupPage<'a> {
+    id: BackupId,
+    volume: &'a str,
+    facts: Vec<(&'static str, String)>,
+    /// Of a thousand bytes of the volume, those that were stored for this backup.
+    stored_permille: u64,
+    may_change: bool,
+    is_live: bool,
+    hosts: Vec<String>,
+    own_host: &'a str,
+    length: String,
+    logical_bytes: u64,
+    expected: String,
+    target: String,
+    key: String,
+}
+
+pub async fn backup(
+    State(console): State<Arc<Console>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    Query(asked): Query<InTarget>,
+) -> Shown {
+    let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
+    let fleet = Fleet::read(&console.service, &console.seen).await?;
+    let root = match fleet.roots.get(&asked.name().map(str::to_owned)) {
+        Some(Ok(root)) => root,
+        Some(Err(reason)) => return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason).into()),
+        None => return Err(Problem::not_found("target", &asked.target).into()),
+    };
+    let (volume, backup) = root.backup(id).ok_or_else(|| Problem::not_found("backup", &name))?;
+    let shares = backup.logical_bytes.saturating_sub(backup.stored_bytes);
+    let mut facts = vec![
+        ("Made", format!("{} ({})", time(backup.created), ago(backup.created, fleet.now))),
+        ("Length", bytes(backup.logical_bytes)),
+        ("Added", format!("{} stored for it", bytes(backup.stored_bytes))),
+        ("Shares", format!("{} with other backups, as zeros, or by compression", bytes(shares))),
+        ("State", backup.trashed.map_or("live".to_owned(), |at| format!("in the trash since {}", time(at)))),
+    ];
+    if let Some(group) = backup.group {
+        facts.push(("Group", format!("{} of {} backups", group.id, group.members)));
+    }
+    let own_host = fleet.line(volume, Some(asked.name())).and_then(|line| line.host()).unwrap_or_default();
+    let expected = match fleet::restore_pace(&console.seen) {
+        Some(pace) => format!(
+            "about {} at {} a second, the pace of the newest restore known here",
+            duration(backup.logical_bytes / pace.max(1)),
+            bytes(pace)
+        ),
+        None => "not known yet: no restore was seen here".to_owned(),
+    };
+    let permille = u128::from(backup.stored_bytes) * 1000;
+    show(&BackupPage {
+        id,
+        volume,
+        facts,
+        stored_permille: permille
+            .checked_div(u128::from(backup.logical_bytes))
+            .and_then(|permille| u64::try_from(permille).ok())
+            .unwrap_or(0)
+            .min(1000),
+        may_change: caller.role == Role::Operator,
+        is_live: backup.is_live(),
+        hosts: fleet.settings.hosts.keys().cloned().collect(),
+        own_host,
+        length: bytes(backup.logical_bytes),
+        logical_bytes: backup.logical_bytes,
+        expected,
+        target: asked.target.clone(),
+        key: key(&console),
+    })
+}
+
+/// Some seconds, in their largest unit.
+fn duration(seconds: u64) -> String {
+    let (count, unit) = match seconds {
+        0..120 => (seconds.max(1), "second"),
+        120..7200 => (seconds / 60, "minute"),
+        _ => (seconds / 3600, "hour"),
+    };
+    format!("{count} {unit}{}", if count == 1 { "" } else { "s" })
+}
+
+/// What the form of a restore says.
+#[derive(Debug, Deserialize)]
+pub struct Restored {
+    key: String,
+    host: String,
+    destination: String,
+    #[serde(default)]
+    overwrite: bool,
+    #[serde(default)]
+    target: String,
+    #[serde(default)]
+    start: String,
+    #[serde(default)]
+    end: String,
+}
+
+impl Restored {
+    /// The bytes it asks for; all if it says nothing of that.
+    fn range(&self) -> Result<Option<(u64, u64)>, Problem> {
+        let unprocessable = |reason: &str| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason);
+        let number = |text: &str| {
+            text.trim().parse::<u64>().map_err(|_| unprocessable("a range is two numbers of bytes"))
+        };
+        match (some(self.start.trim()), some(self.end.trim())) {
+            (None, None) => Ok(None),
+            (start, Some(end)) => {
+                let (start, end) = (start.map_or(Ok(0), number)?, number(end)?);
+                if start < end {
+                    return Ok(Some((start, end)));
+                }
+                Err(unprocessable("a range ends after it starts"))
+            }
+            (Some(_), None) => Err(unprocessable("say where the range ends, too")),
+        }
+    }
+}
+
+pub async fn restore(
+    State(console): State<Arc<Console>>,
+    Path(backup): Path<String>,
+    form: Filled<Restored>,
+) -> Shown {
+    let sent = filled(form)?;
+    let range = sent.range()?;
+    let Restored { key, host, destination, overwrite, target, .. } = sent;
+    let target = some(&target).map(str::to_owned);
+    ask(&console, &key, Wanted::Restore { backup, host, destination, range, overwrite, target }).await
+}
+
+pub async fn delete(
+    State(console): State<Arc<Console>>,
+    Path(backup): Path<String>,
+    form: Filled<Pressed>,
+) -> Shown {
+    let Pressed { key, target } = filled(form)?;
+    let target = some(&target).map(str::to_owned);
+    ask(&console, &key, Wanted::Delete { backups: vec![backup], target }).await
+}
+
+pub async fn undelete(
+    State(console): State<Arc<Console>>,
+    Path(backup): Path<String>,
+    form: Filled<Pressed>,
+) -> Shown {
+    let Pressed { key, target } = filled(form)?;
+    let target = some(&target).map(str::to_owned);
+    ask(&console, &key, Wanted::Undelete { backups: vec![backup], target }).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_whole_or_none() {
+        let range = |start: &str, end: &str| {
+            let sent = Restored {
+                key: String::new(),
+                host: String::new(),
+                destination: String::new(),
+                overwrite: false,
+                target: String::new(),
+                start: start.to_owned(),
+                end: end.to_owned(),
+            };
+            sent.range().map_err(|problem| problem.status)
+        };
+        assert_eq!(range("", " "), Ok(None));
+        assert_eq!(range("", "5"), Ok(Some((0, 5))));
+        assert_eq!(range("4096", "8192"), Ok(Some((4096, 8192))));
+        for (start, end) in [("5", ""), ("5", "5"), ("x", "5"), ("0", "-1"), ("0", "99999999999999999999")] {
+            assert_eq!(range(start, end), Err(StatusCode::UNPROCESSABLE_ENTITY), "{start}..{end}");
+        }
+    }
+}

@@ -1,0 +1,374 @@
+//! A volume: its backups, its schedule, and what is to be done with it.
+
+use std::sync::Arc;
+
+use askama::Template;
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::StatusCode;
+use jiff::tz::TimeZone;
+use serde::Deserialize;
+use strongroom_catalog::root::BackupEntry;
+use strongroom_fleet::message::Wanted;
+use strongroom_fleet::schedule::Schedule;
+use strongroom_fleet::text::{ago, bytes, time, time_in};
+use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
+use strongroom_format::ids::{BackupId, RunId, TimestampMs};
+use strongroom_format::manifest::check_volume_name;
+
+use super::chart::{Bar, Chart};
+use super::{Filled, InTarget, Pressed, Shown, Sorry, ask, filled, in_target, key, show, some};
+use crate::Console;
+use crate::access::{Caller, Role};
+use crate::answer::SLOTS;
+use crate::fleet::Fleet;
+use crate::problem::Problem;
+use crate::words;
+
+/// Milliseconds of an hour: forms ask for hours.
+const HOUR_MS: u64 = 3_600_000;
+/// Jitter of a schedule that a form makes: so that not all begin at once.
+const JITTER_MS: u64 = 5 * 60_000;
+
+struct BackupRow {
+    id: BackupId,
+    created: String,
+    length: String,
+    stored: String,
+    state: String,
+}
+
+impl BackupRow {
+    fn new(backup: &BackupEntry) -> Self {
+        let trashed = backup.trashed.map(|at| format!("in the trash since {}", time(at)));
+        let group = backup.group.map(|group| format!("group {}", group.id)).unwrap_or_default();
+        Self {
+            id: backup.id,
+            created: time(backup.created),
+            length: bytes(backup.logical_bytes),
+            stored: bytes(backup.stored_bytes),
+            state: trashed.unwrap_or(group),
+        }
+    }
+}
+
+/// When a backup comes, for machines and as the schedule's clock shows it.
+struct Slot {
+    at: String,
+    shown: String,
+}
+
+#[derive(Template)]
+#[template(path = "volume.html")]
+struct VolumePage<'a> {
+    name: &'a str,
+    health: &'static str,
+    class: &'static str,
+    facts: Vec<(&'static str, String)>,
+    is_known: bool,
+    may_change: bool,
+    active_run: Option<RunId>,
+    key: String,
+    cron: &'a str,
+    words: String,
+    zone: &'a str,
+    is_paused: bool,
+    slots: Vec<Slot>,
+    problem: &'a str,
+    in_target: String,
+    timeline: Chart,
+    backups: Vec<BackupRow>,
+}
+
+pub async fn volume(
+    State(console): State<Arc<Console>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+    Query(asked): Query<InTarget>,
+) -> Shown {
+    let fleet = Fleet::read(&console.service, &console.seen).await?;
+    let line = fleet.line(&name, asked.name().map(Some));
+    let line = line.ok_or_else(|| Problem::not_found("volume", &name))?;
+    let mut backups: Vec<&BackupEntry> = line.backups.iter().collect();
+    backups.sort_by_key(|backup| (std::cmp::Reverse(backup.created), backup.id));
+    let mut facts = Vec::new();
+    if let Some(state) = line.state {
+        let spec = &state.spec;
+        facts.push(("Host", spec.host.clone()));
+        facts.push(("Source", spec.source.clone()));
+        if !spec.with.is_empty() {
+            let with = spec.with.iter().map(|member| member.volume.as_str());
+            facts.push(("Backed up with it", with.collect::<Vec<_>>().join(", ")));
+        }
+        let told = |at: Option<TimestampMs>| at.map_or_else(|| "never".to_owned(), |at| ago(at, fleet.now));
+        facts.push(("Last success", told(state.last_success)));
+        if let Some(at) = state.last_failure {
+            facts.push(("Last failure", format!("{}; the runs of this volume say why", ago(at, fleet.now))));
+        }
+        facts.push(("Kept", kept(spec.retention.as_ref())));
+        if let Some(rpo_ms) = spec.rpo_ms {
+            facts.push(("Late after", format!("{} hours without a backup", rpo_ms.div_ceil(HOUR_MS))));
+        }
+    }
+    if let Some((leader, state)) = line.leader {
+        facts.push(("Host", state.spec.host.clone()));
+        facts.push(("Backed up with", leader.to_owned()));
+    }
+    facts.push(("Target", line.target.unwrap_or("home").to_owned()));
+    facts.push(("Backups", format!("{}, {} stored", line.live().count(), bytes(line.stored_bytes()))));
+    let schedule = line.state.and_then(|state| state.spec.schedule.as_ref());
+    let slots = line.state.and_then(|state| state.spec.slots().ok().flatten());
+    let zone = schedule.and_then(|schedule| TimeZone::get(&schedule.zone).ok()).unwrap_or(TimeZone::UTC);
+    let slot = |at| Slot { at: time(at), shown: time_in(at, &zone) };
+    let bar = |backup: &&BackupEntry| Bar {
+        value: backup.stored_bytes,
+        text: format!("{}: {} stored", time(backup.created), bytes(backup.stored_bytes)),
+    };
+    show(&VolumePage {
+        name: &name,
+        health: line.health.text(),
+        class: line.health.class(),
+        facts,
+        is_known: line.state.is_some(),
+        may_change: caller.role == Role::Operator,
+        active_run: line.state.and_then(|state| state.active).map(|active| active.run),
+        key: key(&console),
+        cron: schedule.map_or("", |schedule| &schedule.cron),
+        words: schedule.map(|schedule| words::cron(&schedule.cron)).unwrap_or_default(),
+        zone: schedule.map_or("UTC", |schedule| &schedule.zone),
+        is_paused: schedule.is_some_and(|schedule| schedule.paused),
+        slots: slots
+            .map(|slots| slots.iter_after(fleet.now).take(SLOTS).map(slot).collect())
+            .unwrap_or_default(),
+        problem: line.problem.unwrap_or_default(),
+        in_target: in_target(line.target),
+        timeline: Chart::of(backups.iter().rev().filter(|backup| backup.is_live()).map(bar)),
+        backups: backups.into_iter().map(BackupRow::new).collect(),
+    })
+}
+
+/// What is kept of a volume, in words.
+fn kept(retention: Option<&RetentionSpec>) -> String {
+    let Some(spec) = retention else { return "everything".to_owned() };
+    let rules = [
+        (spec.keep_last, "newest"),
+        (spec.keep_hourly, "hourly"),
+        (spec.keep_daily, "daily"),
+        (spec.keep_weekly, "weekly"),
+        (spec.keep_monthly, "monthly"),
+        (spec.keep_yearly, "yearly"),
+    ];
+    let rules = rules.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
+    let within = spec.keep_within_ms.map(|ms| format!("all of the last {} hours", ms.div_ceil(HOUR_MS)));
+    rules.chain(within).collect::<Vec<_>>().join(", ")
+}
+
+/// One rule of retention in the form.
+struct Rule {
+    name: &'static str,
+    text: &'static str,
+    value: String,
+}
+
+#[derive(Template)]
+#[template(path = "volume_form.html")]
+struct FormPage {
+    key: String,
+    /// The volume that is changed; empty for a new one.
+    name: String,
+    hosts: Vec<String>,
+    host: String,
+    source: String,
+    targets: Vec<String>,
+    target: String,
+    cron: String,
+    zone: String,
+    is_paused: bool,
+    rpo_hours: String,
+    rules: Vec<Rule>,
+}
+
+impl FormPage {
+    async fn of(console: &Console, name: String, spec: Option<&VolumeSpec>) -> Result<Self, Sorry> {
+        let settings = console.service.home.settings().await?;
+        let schedule = spec.and_then(|spec| spec.schedule.as_ref());
+        let kept = spec.and_then(|spec| spec.retention.clone()).unwrap_or_default();
+        let rule = |name, text, count: u32| {
+            let value = if count == 0 { String::new() } else { count.to_string() };
+            Rule { name, text, value }
+        };
+        Ok(Self {
+            key: key(console),
+            name,
+            hosts: settings.hosts.into_keys().collect(),
+            host: spec.map(|spec| spec.host.clone()).unwrap_or_default(),
+            source: spec.map(|spec| spec.source.clone()).unwrap_or_default(),
+            targets: settings.targets.into_keys().collect(),
+            target: spec.and_then(|spec| spec.target.clone()).unwrap_or_default(),
+            cron: schedule.map(|schedule| schedule.cron.clone()).unwrap_or_default(),
+            zone: schedule.map_or("UTC", |schedule| &schedule.zone).to_owned(),
+            is_paused: schedule.is_some_and(|schedule| schedule.paused),
+            rpo_hours: spec
+                .and_then(|spec| spec.rpo_ms)
+                .map(|ms| ms.div_ceil(HOUR_MS).to_string())
+                .unwrap_or_default(),
+            rules: vec![
+                rule("keep_last", "Newest", kept.keep_last),
+                rule("keep_hourly", "Hourly", kept.keep_hourly),
+                rule("keep_daily", "Daily", kept.keep_daily),
+                rule("keep_weekly", "Weekly", kept.keep_weekly),
+                rule("keep_monthly", "Monthly", kept.keep_monthly),
+                rule("keep_yearly", "Yearly", kept.keep_yearly),
+            ],
+        })
+    }
+}
+
+pub async fn new(State(console): State<Arc<Console>>) -> Shown {
+    show(&FormPage::of(&console, String::new(), None).await?)
+}
+
+pub async fn edit(State(console): State<Arc<Console>>, Path(name): Path<String>) -> Shown {
+    let spec = spec_of(&console, &name).await?;
+    let spec = spec.ok_or_else(|| Problem::not_found("volume of the fleet", &name))?;
+    show(&FormPage::of(&console, name, Some(&spec)).await?)
+}
+
+async fn spec_of(console: &Console, name: &str) -> Result<Option<VolumeSpec>, Sorry> {
+    let fleet = Fleet::read(&console.service, &console.seen).await?;
+    Ok(fleet.volumes.get(name).map(|state| state.spec.clone()))
+}
+
+/// What the form of a volume says. What it does not ask for stays as it was.
+#[derive(Debug, Deserialize)]
+pub struct Described {
+    key: String,
+    name: String,
+    host: String,
+    source: String,
+    #[serde(default)]
+    target: String,
+    #[serde(default)]
+    cron: String,
+    #[serde(default)]
+    time_zone: String,
+    #[serde(default)]
+    paused: bool,
+    #[serde(default)]
+    rpo_hours: String,
+    #[serde(default)]
+    keep_last: String,
+    #[serde(default)]
+    keep_hourly: String,
+    #[serde(default)]
+    keep_daily: String,
+    #[serde(default)]
+    keep_weekly: String,
+    #[serde(default)]
+    keep_monthly: String,
+    #[serde(default)]
+    keep_yearly: String,
+}
+
+fn unprocessable(reason: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason)
+}
+
+/// A number that may be left out.
+fn number(what: &str, text: &str) -> Result<u32, Problem> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Ok(0);
+    }
+    text.parse().map_err(|_| unprocessable(format!("{what}: '{}' is no number", text.escape_debug())))
+}
+
+impl Described {
+    /// What it comes to, with what the form does not ask for as it was.
+    fn spec(&self, before: Option<&VolumeSpec>) -> Result<VolumeSpec, Problem> {
+        let known = before.and_then(|spec| spec.schedule.as_ref());
+        let schedule = some(self.cron.trim()).map(|cron| Schedule {
+            cron: cron.to_owned(),
+            zone: some(self.time_zone.trim()).unwrap_or("UTC").to_owned(),
+            jitter_ms: known.map_or(JITTER_MS, |schedule| schedule.jitter_ms),
+            paused: self.paused,
+        });
+        let kept = before.and_then(|spec| spec.retention.clone()).unwrap_or_default();
+        let retention = RetentionSpec {
+            keep_last: number("newest", &self.keep_last)?,
+            keep_hourly: number("hourly", &self.keep_hourly)?,
+            keep_daily: number("daily", &self.keep_daily)?,
+            keep_weekly: number("weekly", &self.keep_weekly)?,
+            keep_monthly: number("monthly", &self.keep_monthly)?,
+            keep_yearly: number("yearly", &self.keep_yearly)?,
+            ..kept
+        };
+        let rpo_ms = match number("late after", &self.rpo_hours)? {
+            0 => None,
+            hours => Some(u64::from(hours) * HOUR_MS),
+        };
+        let rest = before.cloned().unwrap_or_else(|| VolumeSpec::new("", ""));
+        let spec = VolumeSpec {
+            host: self.host.clone(),
+            source: self.source.trim().to_owned(),
+            target: some(&self.target).map(str::to_owned),
+            schedule,
+            retention: (retention != RetentionSpec::default()).then_some(retention),
+            rpo_ms,
+            ..rest
+        };
+        check_volume_name(&self.name).and_then(|()| spec.check(&self.name)).map_err(unprocessable)?;
+        Ok(spec)
+    }
+}
+
+pub async fn put(State(console): State<Arc<Console>>, form: Filled<Described>) -> Shown {
+    let described = filled(form)?;
+    let before = spec_of(&console, &described.name).await?;
+    let spec = Box::new(described.spec(before.as_ref())?);
+    let Described { key, name, .. } = described;
+    ask(&console, &key, Wanted::VolumePut { volume: name, spec }).await
+}
+
+pub async fn back_up(
+    State(console): State<Arc<Console>>,
+    Path(volume): Path<String>,
+    form: Filled<Pressed>,
+) -> Shown {
+    ask(&console, &filled(form)?.key, Wanted::Backup { volume }).await
+}
+
+pub async fn forget(
+    State(console): State<Arc<Console>>,
+    Path(volume): Path<String>,
+    form: Filled<Pressed>,
+) -> Shown {
+    ask(&console, &filled(form)?.key, Wanted::VolumeDelete { volume }).await
+}
+
+/// What the form of a schedule says.
+#[derive(Debug, Deserialize)]
+pub struct Scheduled {
+    key: String,
+    cron: String,
+    time_zone: String,
+    #[serde(default)]
+    paused: bool,
+}
+
+pub async fn schedule(
+    State(console): State<Arc<Console>>,
+    Path(volume): Path<String>,
+    form: Filled<Scheduled>,
+) -> Shown {
+    let Scheduled { key, cron, time_zone: zone, paused } = filled(form)?;
+    let given = Schedule { cron: cron.clone(), zone: zone.clone(), jitter_ms: 0, paused };
+    given.slots().map_err(|error| unprocessable(error.to_string()))?;
+    let patch = Wanted::SchedulePatch {
+        volume,
+        cron: Some(cron),
+        zone: Some(zone),
+        jitter_ms: None,
+        paused: Some(paused),
+    };
+    ask(&console, &key, patch).await
+}
