@@ -45,6 +45,10 @@ fn check_documented(method: &Method, path: &str, answer: &Answer) {
         return;
     }
     let response = &operation["responses"][answer.status.as_str()];
+    let response = match response["$ref"].as_str() {
+        Some(place) => document.pointer(place.trim_start_matches('#')).unwrap(),
+        None => response,
+    };
     assert!(response.is_object(), "{method} {template} answers {}: {}", answer.status, answer.body);
     if answer.body.is_empty() {
         return;
@@ -399,6 +403,7 @@ async fn what_is_asked_for_is_sent_once_and_by_operators_only() {
     for (path, body) in [
         ("/v1/gc", json!({ "grace": 5 })),
         ("/v1/retention", json!([])),
+        ("/v1/retention", json!([null, null])),
         ("/v1/backups/x/restore", json!({ "host": "h", "destination": "/x" })),
     ] {
         let answer = fleet.call(Method::POST, path, "operate", Some(body)).await;
@@ -409,6 +414,11 @@ async fn what_is_asked_for_is_sent_once_and_by_operators_only() {
         (Method::PATCH, "/v1/volumes/db/schedule".to_owned(), json!({ "cron": "61 * * * *" })),
         (Method::PATCH, "/v1/volumes/db/schedule".to_owned(), json!({ "time_zone": "Mars/Olympus" })),
         (Method::PUT, "/v1/targets/t".to_owned(), json!({ "address": "ftp://x" })),
+        (
+            Method::PUT,
+            "/v1/volumes/new".to_owned(),
+            json!({ "host": "h", "source": "/dev/x", "schedule": ["@daily", "UTC", 0, false] }),
+        ),
         (Method::PATCH, "/v1/targets/none".to_owned(), json!({ "region": "x" })),
         (Method::PUT, "/v1/hosts/a%20b".to_owned(), json!({})),
         (

@@ -1,6 +1,6 @@
 //! The OpenAPI document (3.1): from the handlers and types, what all operations have in common, and the schemas of messages.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use utoipa::openapi::schema::{SchemaType, Type};
 use utoipa::openapi::{Object, ObjectBuilder, OpenApi, Ref, RefOr, Schema};
 
@@ -56,12 +56,33 @@ pub fn document(api: OpenApi) -> Value {
     for (name, schema) in parts() {
         document["components"]["schemas"][name] = schema;
     }
+    widen(&mut document);
+    for (status, description) in PROBLEMS {
+        document["components"]["responses"][format!("Problem{status}")] = answer(status, description);
+    }
     if let Some(paths) = document["paths"].as_object_mut() {
         for (method, operation) in paths.values_mut().filter_map(Value::as_object_mut).flatten() {
             complete(method, operation);
         }
     }
     document
+}
+
+/// Says of counts how far they go: utoipa calls them `int64`, which ends at the half.
+fn widen(document: &mut Value) {
+    match document {
+        Value::Object(members) => {
+            if members.get("format").is_some_and(|format| format == "int64")
+                && members.contains_key("minimum")
+            {
+                members.remove("format");
+                members.entry("maximum").or_insert(json!(u64::MAX));
+            }
+            members.values_mut().for_each(widen);
+        }
+        Value::Array(items) => items.iter_mut().for_each(widen),
+        _ => {}
+    }
 }
 
 /// Errors (RFC 9457).
@@ -89,29 +110,47 @@ fn parts() -> Vec<(&'static str, Value)> {
     PARTS.iter().map(|(part, name)| (*name, messages["$defs"][part].clone())).collect()
 }
 
+/// Statuses of problems, and what they mean; those of changes alone last.
+const PROBLEMS: [(u16, &str); 9] = [
+    (400, "What was sent can't be read."),
+    (401, "No token was shown, or one that is not of this console."),
+    (404, "There is nothing of that name."),
+    (422, "What was sent can be read, and can't be done."),
+    (503, "The store can't be reached just now, or an answer takes too long."),
+    (403, "This takes an operator."),
+    (413, "More was sent than is read."),
+    (415, "A body is to be JSON."),
+    (429, "More changes are asked for than one console takes in a minute."),
+];
+/// So many of them are answers of reading, too.
+const OF_READING: usize = 5;
+
+/// An answer that is a problem.
+fn answer(status: u16, description: &str) -> Value {
+    let mut answer = json!({
+        "description": description,
+        "content": { "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } },
+    });
+    if matches!(status, 429 | 503) {
+        let description = "Seconds after which to try again.";
+        answer["headers"] =
+            json!({ "Retry-After": { "description": description, "schema": { "type": "integer" } } });
+    }
+    answer
+}
+
 /// Adds what operations of one kind have in common.
 fn complete(method: &str, operation: &mut Value) {
     let is_reading = method == "get";
-    // utoipa takes the first line of a handler's description for a summary, and repeats it.
-    if let Some(operation) = operation.as_object_mut()
-        && operation.get("description") == operation.get("summary")
-    {
-        operation.remove("description");
-    }
-    let mut statuses: Vec<(u16, &str)> = vec![
-        (400, "What was sent can't be read."),
-        (401, "No token was shown, or one that is not of this console."),
-        (404, "There is nothing of that name."),
-        (422, "What was sent can be read, and can't be done."),
-        (503, "The store can't be reached just now, or an answer takes too long."),
-    ];
-    if !is_reading {
-        statuses.extend([
-            (403, "This takes an operator."),
-            (413, "More was sent than is read."),
-            (415, "A body is to be JSON."),
-            (429, "More changes are asked for than one console takes in a minute."),
-        ]);
+    if is_reading {
+        if operation["responses"]["200"]["content"].get("application/json").is_some() {
+            let description = "Given back as `If-None-Match`, saves what did not change.";
+            operation["responses"]["200"]["description"] = json!("As it is now.");
+            operation["responses"]["200"]["headers"] =
+                json!({ "ETag": { "description": description, "schema": { "type": "string" } } });
+            operation["responses"]["304"] = json!({ "description": "It is as it was." });
+        }
+    } else {
         let key = json!({
             "name": "Idempotency-Key", "in": "header", "required": false, "schema": { "type": "string", "minLength": 1, "maxLength": 128 },
             "description": "What is sent again under its key is the same run.",
@@ -120,26 +159,16 @@ fn complete(method: &str, operation: &mut Value) {
             Some(parameters) => parameters.push(key),
             None => operation["parameters"] = json!([key]),
         }
+        if operation["requestBody"].is_object() {
+            operation["requestBody"]["required"] = json!(true);
+        }
         operation["responses"]["202"]["description"] = json!("It was sent: the run says what becomes of it.");
         operation["responses"]["202"]["headers"] =
             json!({ "Location": { "description": "Where the run is.", "schema": { "type": "string" } } });
-    } else if operation["responses"]["200"]["content"].get("application/json").is_some() {
-        operation["responses"]["200"]["description"] = json!("As it is now.");
-        operation["responses"]["200"]["headers"] = json!({ "ETag": { "description": "Given back as `If-None-Match`, saves what did not change.", "schema": { "type": "string" } } });
-        operation["responses"]["304"] = json!({ "description": "It is as it was." });
     }
-    for (status, description) in statuses {
-        let mut response = Map::new();
-        response.insert("description".to_owned(), json!(description));
-        response.insert(
-            "content".to_owned(),
-            json!({ "application/problem+json": { "schema": { "$ref": "#/components/schemas/Problem" } } }),
-        );
-        if matches!(status, 429 | 503) {
-            let description = "Seconds after which to try again.";
-            let header = json!({ "description": description, "schema": { "type": "integer" } });
-            response.insert("headers".to_owned(), json!({ "Retry-After": header }));
-        }
-        operation["responses"][status.to_string()] = Value::Object(response);
+    let problems = if is_reading { &PROBLEMS[..OF_READING] } else { &PROBLEMS[..] };
+    for (status, _) in problems {
+        operation["responses"][status.to_string()] =
+            json!({ "$ref": format!("#/components/responses/Problem{status}") });
     }
 }

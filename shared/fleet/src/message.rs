@@ -233,7 +233,7 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 /// Says whether nothing that was understood as an object was said as an array.
-fn is_named(said: &Value, understood: &Value) -> bool {
+pub fn is_named(said: &Value, understood: &Value) -> bool {
     match (said, understood) {
         (Value::Array(said), Value::Array(understood)) => {
             said.iter().zip(understood).all(|(said, understood)| is_named(said, understood))

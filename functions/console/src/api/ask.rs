@@ -9,8 +9,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rand::RngExt;
-use serde::Deserialize;
-use strongroom_fleet::message::{Message, Request, Wanted};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use strongroom_fleet::message::{Message, Request, Wanted, is_named};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::settings::{TargetEntry, check_host_name};
 use strongroom_fleet::shard::run_of_request;
@@ -68,10 +70,19 @@ impl Sender {
     }
 }
 
-type Body<T> = Result<Json<T>, JsonRejection>;
+type Body = Result<Json<Value>, JsonRejection>;
 
-fn body<T>(body: Body<T>) -> Answered<T> {
-    body.map(|Json(body)| body).map_err(|error| Problem::new(error.status(), error.body_text()))
+/// Understands a body, to its last field.
+fn body<T: DeserializeOwned + Serialize>(body: Body) -> Answered<T> {
+    let Json(said) = body.map_err(|error| Problem::new(error.status(), error.body_text()))?;
+    let body: T = T::deserialize(&said)
+        .map_err(|error| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    // Objects are also read from arrays of their members, of which nobody could say what is in them.
+    if serde_json::to_value(&body).is_ok_and(|understood| is_named(&said, &understood)) {
+        return Ok(body);
+    }
+    let detail = "there is an array where an object with named fields belongs";
+    Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
 }
 
 fn checked(result: Result<(), String>) -> Answered<()> {
@@ -89,12 +100,8 @@ pub async fn volume_backup(sender: Sender, Path(volume): Path<String>) -> Answer
     put, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path)),
     request_body(content = ref("#/components/schemas/VolumeSpec")), responses((status = 202, body = Taken)),
 )]
-pub async fn volume_put(
-    sender: Sender,
-    Path(volume): Path<String>,
-    spec: Body<VolumeSpec>,
-) -> Answered<Response> {
-    let spec = Box::new(body(spec)?);
+pub async fn volume_put(sender: Sender, Path(volume): Path<String>, spec: Body) -> Answered<Response> {
+    let spec: Box<VolumeSpec> = Box::new(body(spec)?);
     checked(check_volume_name(&volume))?;
     checked(spec.check(&volume))?;
     sender.send(Wanted::VolumePut { volume, spec }).await
@@ -107,7 +114,7 @@ pub async fn volume_delete(sender: Sender, Path(volume): Path<String>) -> Answer
 }
 
 /// What of a schedule changes; what is left out stays.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SchedulePatch {
     /// Five fields, as in crontab(5), or @hourly, @daily, @weekly, @monthly, @yearly.
@@ -126,11 +133,7 @@ pub struct SchedulePatch {
     patch, path = "/v1/volumes/{volume}/schedule", tag = "volumes", params(("volume" = String, Path)),
     request_body = SchedulePatch, responses((status = 202, body = Taken)),
 )]
-pub async fn schedule_patch(
-    sender: Sender,
-    Path(volume): Path<String>,
-    change: Body<SchedulePatch>,
-) -> Answered<Response> {
+pub async fn schedule_patch(sender: Sender, Path(volume): Path<String>, change: Body) -> Answered<Response> {
     let SchedulePatch { cron, time_zone: zone, jitter_ms, paused } = body(change)?;
     // What is left out is not known here; what is given must be right with any of it.
     let as_given = Schedule {
@@ -166,10 +169,11 @@ pub async fn backup_undelete(
 }
 
 /// Where a backup is restored to.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Restore {
     /// The host that writes it.
+    #[schema(pattern = "^[A-Za-z0-9_-]{1,60}$")]
     host: String,
     /// Where to, on that host; its own configuration must allow it.
     #[schema(min_length = 1)]
@@ -184,7 +188,7 @@ pub struct Restore {
 }
 
 /// Some bytes of a volume.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ByteRange {
     /// Where they begin.
@@ -208,28 +212,28 @@ impl ByteRange {
     post, path = "/v1/backups/{backup}/restore", tag = "backups", params(("backup" = String, Path, description = "Its whole id.")),
     request_body = Restore, responses((status = 202, body = Taken)),
 )]
-pub async fn backup_restore(
-    sender: Sender,
-    Path(name): Path<String>,
-    restore: Body<Restore>,
-) -> Answered<Response> {
+pub async fn backup_restore(sender: Sender, Path(name): Path<String>, restore: Body) -> Answered<Response> {
     let Restore { host, destination, range, overwrite, target } = body(restore)?;
     let backup = backup_id(&name)?.to_string();
     checked(check_host_name(&host))?;
+    if destination.is_empty() {
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "say where the backup is restored to"));
+    }
     let range = range.map(ByteRange::checked).transpose()?;
     sender.send(Wanted::Restore { backup, host, destination, range, overwrite, target }).await
 }
 
 /// Adds a host: a queue, of which its agent takes what is to be done.
-#[utoipa::path(put, path = "/v1/hosts/{host}", tag = "fleet", params(("host" = String, Path)), responses((status = 202, body = Taken)))]
+#[utoipa::path(put, path = "/v1/hosts/{host}", tag = "fleet", params(("host" = String, Path, pattern = "^[A-Za-z0-9_-]{1,60}$")), responses((status = 202, body = Taken)))]
 pub async fn host_put(sender: Sender, Path(host): Path<String>) -> Answered<Response> {
     checked(check_host_name(&host))?;
     sender.send(Wanted::HostPut { host }).await
 }
 
 /// Forgets a host that has no volumes any more.
-#[utoipa::path(delete, path = "/v1/hosts/{host}", tag = "fleet", params(("host" = String, Path)), responses((status = 202, body = Taken)))]
+#[utoipa::path(delete, path = "/v1/hosts/{host}", tag = "fleet", params(("host" = String, Path, pattern = "^[A-Za-z0-9_-]{1,60}$")), responses((status = 202, body = Taken)))]
 pub async fn host_delete(sender: Sender, Path(host): Path<String>) -> Answered<Response> {
+    checked(check_host_name(&host))?;
     sender.send(Wanted::HostDelete { host }).await
 }
 
@@ -238,19 +242,15 @@ pub async fn host_delete(sender: Sender, Path(host): Path<String>) -> Answered<R
     put, path = "/v1/targets/{target}", tag = "fleet", params(("target" = String, Path)),
     request_body(content = ref("#/components/schemas/TargetEntry")), responses((status = 202, body = Taken)),
 )]
-pub async fn target_put(
-    sender: Sender,
-    Path(name): Path<String>,
-    target: Body<TargetEntry>,
-) -> Answered<Response> {
-    let target = body(target)?;
+pub async fn target_put(sender: Sender, Path(name): Path<String>, target: Body) -> Answered<Response> {
+    let target: TargetEntry = body(target)?;
     checked(check_volume_name(&name).map_err(|reason| reason.replacen("volume", "target", 1)))?;
     checked(target.check())?;
     sender.send(Wanted::TargetPut { name, target }).await
 }
 
 /// What of a target changes; what is left out stays.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TargetPatch {
     /// `s3://bucket/prefix` or `file:///path`.
@@ -266,11 +266,7 @@ pub struct TargetPatch {
     patch, path = "/v1/targets/{target}", tag = "fleet", params(("target" = String, Path)),
     request_body = TargetPatch, responses((status = 202, body = Taken)),
 )]
-pub async fn target_patch(
-    sender: Sender,
-    Path(name): Path<String>,
-    change: Body<TargetPatch>,
-) -> Answered<Response> {
+pub async fn target_patch(sender: Sender, Path(name): Path<String>, change: Body) -> Answered<Response> {
     let TargetPatch { address, kms_key, region } = body(change)?;
     let known = sender.console.service.home.settings().await?.targets.remove(&name);
     let known = known.ok_or_else(|| Problem::not_found("target", &name))?;
@@ -290,7 +286,7 @@ pub async fn target_delete(sender: Sender, Path(name): Path<String>) -> Answered
 }
 
 /// What retention is asked for.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Retention {
     /// Only this volume.
@@ -301,13 +297,13 @@ pub struct Retention {
 
 /// Applies retention now.
 #[utoipa::path(post, path = "/v1/retention", tag = "upkeep", request_body = Retention, responses((status = 202, body = Taken)))]
-pub async fn retention(sender: Sender, asked: Body<Retention>) -> Answered<Response> {
+pub async fn retention(sender: Sender, asked: Body) -> Answered<Response> {
     let Retention { volume, target } = body(asked)?;
     sender.send(Wanted::Retention { volume, policy: None, target }).await
 }
 
 /// What collection is asked for.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gc {
     /// How long removed backups and condemned objects wait, instead of the target's grace, milliseconds.
@@ -318,7 +314,7 @@ pub struct Gc {
 
 /// Collects garbage now.
 #[utoipa::path(post, path = "/v1/gc", tag = "upkeep", request_body = Gc, responses((status = 202, body = Taken)))]
-pub async fn gc(sender: Sender, asked: Body<Gc>) -> Answered<Response> {
+pub async fn gc(sender: Sender, asked: Body) -> Answered<Response> {
     let Gc { grace_ms, target } = body(asked)?;
     sender.send(Wanted::Gc { grace_ms, target }).await
 }

@@ -10,6 +10,7 @@ use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::{Stream, stream};
 use strongroom_format::ids::RunId;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use crate::Console;
 use crate::answer::RunAnswer;
@@ -19,10 +20,21 @@ use crate::problem::{Answered, Problem};
 /// Time between two looks at a run.
 const PACE: Duration = Duration::from_secs(1);
 
+/// What is told of a run.
+#[derive(Debug, ToSchema)]
+#[expect(dead_code, reason = "describes the lines of an event")]
+pub struct RunEvent {
+    /// `run`.
+    event: String,
+    /// A `RunAnswer`, as JSON.
+    #[schema(content_media_type = "application/json")]
+    data: String,
+}
+
 /// Follows a run: an event `run` with what `/v1/runs/{run}` says, whenever that changes, until the run has ended.
 #[utoipa::path(
     get, path = "/v1/runs/{run}/events", tag = "runs", params(("run" = String, Path)),
-    responses((status = 200, description = "Events, each with a run as JSON.", content_type = "text/event-stream", body = String)),
+    responses((status = 200, description = "Events, until the run has ended.", content_type = "text/event-stream", body = RunEvent)),
 )]
 pub async fn events(
     State(console): State<Arc<Console>>,
