@@ -389,7 +389,7 @@ impl VolumeAnswer {
             active_run: state.and_then(|state| state.active).map(|active| active.run),
             last_success: state.and_then(|state| state.last_success).map(time),
             last_failure: state.and_then(|state| state.last_failure).map(time),
-            backups: line.live().count(),
+            backups: line.live(),
             stored_bytes: line.stored_bytes(),
             newest: line.newest().map(|backup| BackupAnswer::new(line.target, line.name, backup)),
         }

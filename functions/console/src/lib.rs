@@ -11,6 +11,7 @@ mod openapi;
 mod pages;
 mod problem;
 mod rate;
+mod seen;
 mod stats;
 mod words;
 
@@ -26,8 +27,8 @@ use utoipa_axum::router::OpenApiRouter;
 
 pub use access::{Access, Role};
 
-use fleet::Seen;
 use rate::Limit;
+use seen::Seen;
 
 /// What handlers share.
 struct Console {
