@@ -783,3 +783,21 @@ fn every_operation_is_described() {
         assert!(document.pointer(pointer).is_some(), "{pointer} is nowhere");
     }
 }
+
+/// Events are to arrive one by one; everything else that is long is packed for who takes it so.
+#[tokio::test]
+async fn answers_are_packed_but_events_are_not() {
+    let fleet = Fleet::with_volumes().await;
+    let run = fleet.get("/v1/runs").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    let events = format!("/v1/runs/{run}/events");
+    for (path, is_packed) in [("/v1/runs", true), ("/", true), (events.as_str(), false)] {
+        for encoding in ["gzip", "identity"] {
+            let request = HttpRequest::get(path).header(header::AUTHORIZATION, "Bearer view");
+            let request = request.header(header::ACCEPT_ENCODING, encoding).body(Body::empty()).unwrap();
+            let response = fleet.console.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), StatusCode::OK);
+            let packed = response.headers().get(header::CONTENT_ENCODING).map(|it| it.to_str().unwrap());
+            assert_eq!(packed, (is_packed && encoding == "gzip").then_some("gzip"), "{path} {encoding}");
+        }
+    }
+}

@@ -389,7 +389,7 @@ impl VolumeAnswer {
             active_run: state.and_then(|state| state.active).map(|active| active.run),
             last_success: state.and_then(|state| state.last_success).map(time),
             last_failure: state.and_then(|state| state.last_failure).map(time),
-            backups: line.live().count(),
+            backups: line.live(),
             stored_bytes: line.stored_bytes(),
             newest: line.newest().map(|backup| BackupAnswer::new(line.target, line.name, backup)),
         }
@@ -550,7 +550,8 @@ pub fn json<T: Serialize>(headers: &HeaderMap, answer: &T) -> Answered<Response>
     let mut response = if is_known { StatusCode::NOT_MODIFIED.into_response() } else { body.into_response() };
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    // A weak one: the same answer may be sent packed, or as it is.
+    if let Ok(tag) = HeaderValue::from_str(&format!("W/{tag}")) {
         headers.insert(header::ETAG, tag);
     }
     // To be asked for again each time, and answered with "as it was" where that is so.

@@ -1,40 +1,29 @@
 //! What is known of a fleet at one moment, and how its volumes are.
 //!
-//! A shard that the agenda tells no newer version of is not read again, and a run that has ended is read once.
+//! An overview is made of sums; a volume's or a backup's own page reads the one root that tells of it, and as little else as will do.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, PoisonError};
 
+use futures_util::future::try_join;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use strongroom_catalog::root::{BackupEntry, Root};
 use strongroom_fleet::Service;
+use strongroom_fleet::digest::{ShardDigest, TargetDigest, VolumeDigest};
 use strongroom_fleet::run::{Job, Run, RunState};
 use strongroom_fleet::settings::FleetSettings;
-use strongroom_fleet::shard::Shard;
-use strongroom_fleet::volume::VolumeState;
-use strongroom_format::ids::{RunId, TimestampMs};
+use strongroom_fleet::volume::{VolumeSpec, VolumeState};
+use strongroom_format::ids::{BackupId, RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
 use tracing::warn;
 
-/// Objects read at once.
-const READS_AT_ONCE: usize = 16;
+use crate::seen::{READS_AT_ONCE, Reading, Seen};
+
 /// Ended runs that are remembered: mostly less than a KiB each.
 const MAX_KNOWN_RUNS: usize = 20_000;
-/// How long the root of a target may take.
-const TARGET_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What was read before.
-#[derive(Debug, Default)]
-pub struct Seen {
-    shards: Mutex<HashMap<u16, Arc<Shard>>>,
-    ended: Mutex<HashMap<RunId, Arc<Run>>>,
-    /// Held by whoever lists runs: one at a time.
-    listing: tokio::sync::Mutex<()>,
-}
-
-/// A fleet.
+/// A fleet, or as much of it as was asked for.
 #[derive(Debug)]
 pub struct Fleet {
     /// When it was read.
@@ -45,8 +34,10 @@ pub struct Fleet {
     pub volumes: BTreeMap<String, VolumeState>,
     /// The volumes that others are backed up together with, by the names of those.
     leaders: BTreeMap<String, String>,
-    /// Roots of the home and of the fleet's other targets, by name; `None` is the home. What could not be read says why.
-    pub roots: BTreeMap<Option<String>, Result<Root, String>>,
+    /// Roots of the home and of the fleet's other targets, summed up, by name; `None` is the home. What could not be read says why.
+    pub roots: BTreeMap<Option<String>, Result<Arc<TargetDigest>, String>>,
+    /// The root that was read as a whole, and whose it is.
+    whole: Option<(Option<String>, Root)>,
 }
 
 /// How a volume is, the worst first.
@@ -109,74 +100,162 @@ impl Health {
 }
 
 impl Fleet {
-    /// Reads it.
+    /// Reads all that an overview shows.
     ///
     /// # Errors
     /// `Store`, `Format`, of the home.
     pub async fn read(service: &Service, seen: &Seen) -> VaultResult<Self> {
-        let home = &service.home;
-        let now = home.now();
-        let (settings, agenda) = (home.settings().await?, home.agenda().await?);
-        let mut wanted: Vec<(u16, u64)> = Vec::new();
-        for (number, entry) in &agenda.shards {
-            if entry.volumes > 0 {
-                wanted.push((*number, entry.version));
-            }
+        let reading = Reading::begin(service, seen, true).await?;
+        let (shards, roots) = try_join(reading.shards(), reading.targets()).await?;
+        let mut fleet = Self::begin(service, &reading);
+        fleet.take(&shards);
+        fleet.roots = roots;
+        Ok(fleet)
+    }
+
+    /// Reads what [`Fleet::line`] asks of a volume, in a target or wherever it goes, and its backups.
+    ///
+    /// # Errors
+    /// As [`Fleet::read`].
+    pub async fn of_volume(
+        service: &Service,
+        seen: &Seen,
+        name: &str,
+        target: Option<Option<&str>>,
+    ) -> VaultResult<Self> {
+        let reading = Reading::begin(service, seen, false).await?;
+        let mut fleet = Self::begin(service, &reading);
+        fleet.take_of(&reading, name, target).await?;
+        if fleet.target_of(name, target).is_none() {
+            fleet.roots = reading.targets().await?;
         }
-        let reads = wanted.into_iter().map(|(number, version)| shard(service, seen, number, version));
-        let shards: Vec<Arc<Shard>> =
-            stream::iter(reads).buffer_unordered(READS_AT_ONCE).try_collect().await?;
-        let volumes: BTreeMap<String, VolumeState> =
-            shards.iter().flat_map(|shard| shard.volumes.clone()).collect();
+        if let Some(target) = fleet.target_of(name, target).map(|target| target.map(str::to_owned)) {
+            fleet.read_root(&reading, target).await?;
+        }
+        Ok(fleet)
+    }
+
+    /// Reads the root of a target, and what is known of the volume of a backup in it.
+    ///
+    /// # Errors
+    /// As [`Fleet::read`].
+    pub async fn of_backup(
+        service: &Service,
+        seen: &Seen,
+        target: Option<&str>,
+        backup: BackupId,
+    ) -> VaultResult<Self> {
+        let reading = Reading::begin(service, seen, false).await?;
+        let mut fleet = Self::begin(service, &reading);
+        fleet.read_root(&reading, target.map(str::to_owned)).await?;
+        let found = fleet.whole.as_ref().and_then(|(_, root)| root.backup(backup));
+        if let Some(volume) = found.map(|(volume, _)| volume.to_owned()) {
+            fleet.take_of(&reading, &volume, Some(target)).await?;
+        }
+        Ok(fleet)
+    }
+
+    fn begin(service: &Service, reading: &Reading<'_>) -> Self {
+        Self {
+            now: service.home.now(),
+            settings: reading.settings.clone(),
+            volumes: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            roots: BTreeMap::new(),
+            whole: None,
+        }
+    }
+
+    fn take(&mut self, shards: &[Arc<ShardDigest>]) {
+        self.volumes = shards.iter().flat_map(|shard| shard.volumes.clone()).collect();
         let members = |(leader, state): (&String, &VolumeState)| {
             let leader = leader.clone();
             state.spec.with.clone().into_iter().map(move |member| (member.volume, leader.clone()))
         };
-        let leaders = volumes.iter().flat_map(members).collect();
-        let names: Vec<Option<String>> =
-            std::iter::once(None).chain(settings.targets.keys().cloned().map(Some)).collect();
-        let reads = names.into_iter().map(|name| async move {
-            let read = tokio::time::timeout(TARGET_PATIENCE, root(service, name.as_deref())).await;
-            let read = read.unwrap_or_else(|_| {
-                Err(VaultError::Internal(format!("no answer within {} s", TARGET_PATIENCE.as_secs())))
-            });
-            (name, read)
-        });
-        let mut roots = BTreeMap::new();
-        for (name, read) in stream::iter(reads).buffer_unordered(READS_AT_ONCE).collect::<Vec<_>>().await {
-            // Without the home there is nothing to show.
-            let read = if name.is_none() { Ok(read?) } else { read.map_err(|error| error.to_string()) };
-            roots.insert(name, read);
+        self.leaders = self.volumes.iter().flat_map(members).collect();
+    }
+
+    /// Takes in the shard of a volume; all of them if that does not tell what is done with it, as any may have it as a member.
+    async fn take_of(
+        &mut self,
+        reading: &Reading<'_>,
+        name: &str,
+        target: Option<Option<&str>>,
+    ) -> VaultResult<()> {
+        if let Some(own) = reading.shard_of(name).await? {
+            self.take(&[own]);
         }
-        Ok(Self { now, settings, volumes, leaders, roots })
+        let own = self.volumes.get(name).map(|state| state.spec.target.as_deref());
+        if own.is_none_or(|own| target.is_some_and(|target| target != own)) {
+            self.take(&reading.shards().await?);
+        }
+        Ok(())
+    }
+
+    /// Reads the root of a target as a whole, if the fleet has such a target.
+    async fn read_root(&mut self, reading: &Reading<'_>, target: Option<String>) -> VaultResult<()> {
+        if target.as_ref().is_some_and(|name| !self.settings.targets.contains_key(name)) {
+            return Ok(());
+        }
+        match reading.root(&target).await {
+            Ok((root, sum)) => {
+                self.roots.insert(target.clone(), Ok(sum));
+                self.whole = Some((target, root));
+            }
+            // Without the home there is nothing to show.
+            Err(error) if target.is_none() => return Err(error),
+            Err(error) => {
+                self.roots.insert(target, Err(error.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    /// The root of a target, if it was read as a whole, or why it could not be; `None` if there is no such target.
+    pub fn root(&self, target: Option<&str>) -> Option<Result<&Root, &str>> {
+        match self.roots.get(&target.map(str::to_owned))? {
+            Err(reason) => Some(Err(reason)),
+            Ok(_) => self.whole.as_ref().filter(|(of, _)| of.as_deref() == target).map(|(_, root)| Ok(root)),
+        }
+    }
+
+    /// A volume's backups, live ones and those in the trash, in the order of their commits, if the root of its target was read as a whole.
+    pub fn backups(&self, line: &Line<'_>) -> &[BackupEntry] {
+        let root = self.whole.as_ref().filter(|(of, _)| of.as_deref() == line.target).map(|(_, root)| root);
+        let volume = root.and_then(|root| root.volumes.get(line.name));
+        volume.map(|volume| volume.backups.as_slice()).unwrap_or_default()
+    }
+
+    /// The target that is meant: the one asked for, or where the fleet says that a volume goes, or one where it has backups.
+    fn target_of<'a>(&'a self, name: &str, target: Option<Option<&'a str>>) -> Option<Option<&'a str>> {
+        let has_it = |root: &Result<Arc<TargetDigest>, String>| {
+            root.as_ref().is_ok_and(|root| root.volumes.contains_key(name))
+        };
+        let found = || self.roots.iter().find(|(_, root)| has_it(root)).map(|(target, _)| target.as_deref());
+        target
+            .or_else(|| self.volumes.get(name).map(|state| state.spec.target.as_deref()))
+            .or_else(|| self.leader(name).map(|(_, state)| state.spec.target.as_deref()))
+            .or_else(found)
     }
 
     /// A volume in a target, or where the fleet says that it goes, or has backups; `None` if nothing is known of it.
     pub fn line<'a>(&'a self, name: &'a str, target: Option<Option<&'a str>>) -> Option<Line<'a>> {
-        let own = self.volumes.get(name);
-        let has_it =
-            |root: &Result<Root, String>| root.as_ref().is_ok_and(|root| root.volumes.contains_key(name));
-        let found = || self.roots.iter().find(|(_, root)| has_it(root)).map(|(target, _)| target.as_deref());
-        let target = target
-            .or_else(|| own.map(|state| state.spec.target.as_deref()))
-            .or_else(|| self.leader(name).map(|(_, state)| state.spec.target.as_deref()))
-            .or_else(found)?;
+        let target = self.target_of(name, target)?;
         let goes_there = |state: &&VolumeState| state.spec.target.as_deref() == target;
-        let own = own.filter(goes_there);
+        let own = self.volumes.get(name).filter(goes_there);
         let leader = self.leader(name).filter(|(_, state)| own.is_none() && goes_there(state));
         let root = self.roots.get(&target.map(str::to_owned))?;
-        let volume = root.as_ref().ok().and_then(|root| root.volumes.get(name));
-        let backups = volume.map(|volume| volume.backups.as_slice()).unwrap_or_default();
-        if own.is_none() && leader.is_none() && backups.is_empty() {
+        let sum = root.as_ref().ok().and_then(|root| root.volumes.get(name));
+        if own.is_none() && leader.is_none() && sum.is_none_or(VolumeDigest::is_empty) {
             return None;
         }
         let problem = root.as_ref().err().map(String::as_str);
-        let has_backup = problem.is_none().then(|| backups.iter().any(BackupEntry::is_live));
+        let has_backup = problem.is_none().then(|| sum.is_some_and(|sum| sum.live > 0));
         let health = match own.or(leader.map(|(_, state)| state)) {
             Some(state) => Health::of(state, has_backup, self.now),
             None => Health::OnRequest,
         };
-        Some(Line { name, target, state: own, leader, health, problem, backups })
+        Some(Line { name, target, state: own, leader, health, problem, sum })
     }
 
     /// The volume that another is backed up together with.
@@ -216,24 +295,24 @@ pub struct Line<'a> {
     pub health: Health,
     /// Why its target can't be read.
     pub problem: Option<&'a str>,
-    /// Its backups there, live ones and those in the trash, in the order of their commits.
-    pub backups: &'a [BackupEntry],
+    /// Its backups there, summed up.
+    sum: Option<&'a VolumeDigest>,
 }
 
 impl<'a> Line<'a> {
-    /// Its live backups.
-    pub fn live(&self) -> impl Iterator<Item = &'a BackupEntry> {
-        self.backups.iter().filter(|backup| backup.is_live())
+    /// How many live backups it has.
+    pub fn live(&self) -> usize {
+        self.sum.map_or(0, |sum| usize::try_from(sum.live).unwrap_or(usize::MAX))
     }
 
     /// The newest of them.
     pub fn newest(&self) -> Option<&'a BackupEntry> {
-        self.live().max_by_key(|backup| backup.created)
+        self.sum?.newest.as_ref()
     }
 
     /// What was stored for them, bytes.
     pub fn stored_bytes(&self) -> u64 {
-        self.live().fold(0, |sum, backup| sum.saturating_add(backup.stored_bytes))
+        self.sum.map_or(0, |sum| sum.stored_bytes)
     }
 
     /// The host that reads it.
@@ -242,23 +321,21 @@ impl<'a> Line<'a> {
     }
 }
 
+/// Reads what is to be done with a volume of the fleet; `None` if the fleet has no such volume.
+///
+/// # Errors
+/// `Store`, `Format`.
+pub async fn spec(service: &Service, seen: &Seen, name: &str) -> VaultResult<Option<VolumeSpec>> {
+    let shard = Reading::begin(service, seen, false).await?.shard_of(name).await?;
+    Ok(shard.and_then(|shard| shard.volumes.get(name).map(|state| state.spec.clone())))
+}
+
 /// Reads the root of a target.
 ///
 /// # Errors
 /// `Invalid` if the fleet knows no such target; those of opening and reading it.
 pub async fn root(service: &Service, target: Option<&str>) -> VaultResult<Root> {
     Ok(service.targets.open(target).await?.head().await?.root)
-}
-
-/// Reads a shard, unless it is known in that version: another one, even a later, may be of a fleet that was put back.
-async fn shard(service: &Service, seen: &Seen, number: u16, version: u64) -> VaultResult<Arc<Shard>> {
-    let known = seen.shards.lock().unwrap_or_else(PoisonError::into_inner).get(&number).cloned();
-    if let Some(known) = known.filter(|known| known.version == version) {
-        return Ok(known);
-    }
-    let read = Arc::new(service.home.shard(number).await?.body);
-    seen.shards.lock().unwrap_or_else(PoisonError::into_inner).insert(number, Arc::clone(&read));
-    Ok(read)
 }
 
 /// Reads one run; `None` if there is none.

@@ -11,6 +11,7 @@ mod openapi;
 mod pages;
 mod problem;
 mod rate;
+mod seen;
 mod stats;
 mod words;
 
@@ -22,12 +23,18 @@ use axum::http::header;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use strongroom_fleet::Service;
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::{And, NotForContentType, Predicate, SizeAbove};
 use utoipa_axum::router::OpenApiRouter;
 
 pub use access::{Access, Role};
 
-use fleet::Seen;
 use rate::Limit;
+use seen::Seen;
+
+/// Shorter answers are sent as they are.
+const MIN_PACKED_BYTES: u64 = 1024;
 
 /// What handlers share.
 struct Console {
@@ -75,8 +82,16 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
         .route("/v1/openapi.json", told)
         .fallback(problem::no_such_page)
         .method_not_allowed_fallback(problem::no_such_method)
+        .layer(packing())
         .layer(from_fn(access::headers))
         .with_state(console)
+}
+
+/// Packs answers for those who take them so: but events, which are to arrive one by one. Nothing secret is in an answer that somebody else
+/// could have put a guess into (BREACH): tokens never are, and keys of forms are drawn anew each time.
+fn packing() -> CompressionLayer<And<SizeAbove, NotForContentType>> {
+    let worth_it = SizeAbove::new(MIN_PACKED_BYTES).and(NotForContentType::SSE);
+    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_it)
 }
 
 /// What the interface for HTTP clients is, as an OpenAPI document.

@@ -1,14 +1,16 @@
 //! Ends runs that nobody works on, and tells who is late (design: section 6).
 //!
 //! Invariant: a run is only ended by a swap of its own object, so whoever works on it after all finds out, and a run
-//! that has ended stays as it ended. A check at which no run is open and no volume is late reads the agenda, the fleet's
-//! settings, and the root of each target.
+//! that has ended stays as it ended. A check at which no run is open and no volume is late, and since the last of which nothing has changed,
+//! reads the agenda, the fleet's settings, the root of each target, and the digest; and writes nothing.
 
 mod catalogs;
+mod digest;
 
 use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use strongroom_fleet::agenda::Agenda;
 use strongroom_fleet::home::Change;
 use strongroom_fleet::metric::{self, Measurement, Metric};
 use strongroom_fleet::run::{Job, Run, RunState};
@@ -44,8 +46,8 @@ pub struct CheckReport {
 
 /// Handles ticks: all of a batch at once.
 pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs) -> Vec<Failure> {
-    match check(service, until).await {
-        Ok(report) => {
+    match look_and_settle(service, until).await {
+        Ok((report, agenda)) => {
             for (volume, since) in &report.late {
                 error!(volume, late_since_ms = since.0, "volume misses its recovery point objective");
             }
@@ -54,8 +56,9 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
             }
             service.meter.record(&[Measurement::of(Metric::BackupsLate, report.late.len() as u64)]);
             // What was settled stays settled: that a target can't be looked at must not repeat it.
-            if let Err(error) = catalogs::look(service).await {
-                error!(%error, "the targets' catalogs could not be looked at");
+            match catalogs::look(service).await {
+                Ok(found) => digest::renew(service, agenda, found, until).await,
+                Err(error) => error!(%error, "the targets' catalogs could not be looked at"),
             }
             Vec::new()
         }
@@ -71,9 +74,19 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
 /// # Errors
 /// `Store`, `Format`. What was settled by then stays.
 pub async fn check(service: &Service, until: TimestampMs) -> VaultResult<CheckReport> {
+    Ok(look_and_settle(service, until).await?.0)
+}
+
+/// Does so; answers the agenda as well, unless it may have changed meanwhile.
+async fn look_and_settle(
+    service: &Service,
+    until: TimestampMs,
+) -> VaultResult<(CheckReport, Option<Agenda>)> {
     let home = &service.home;
     let now = home.now();
-    let numbers = home.agenda().await?.to_check(now);
+    let agenda = home.agenda().await?;
+    let numbers = agenda.to_check(now);
+    let agenda = numbers.is_empty().then_some(agenda);
     let reports: Vec<CheckReport> = stream::iter(numbers)
         .map(async |number| {
             if home.now() >= until {
@@ -84,12 +97,13 @@ pub async fn check(service: &Service, until: TimestampMs) -> VaultResult<CheckRe
         .buffer_unordered(SHARDS_AT_ONCE)
         .try_collect()
         .await?;
-    Ok(reports.into_iter().fold(CheckReport::default(), |mut all, one| {
+    let report = reports.into_iter().fold(CheckReport::default(), |mut all, one| {
         all.ended += one.ended;
         all.failed += one.failed;
         all.late.extend(one.late);
         all
-    }))
+    });
+    Ok((report, agenda))
 }
 
 async fn check_shard(service: &Service, number: u16, now: TimestampMs) -> VaultResult<CheckReport> {

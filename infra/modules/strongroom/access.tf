@@ -50,7 +50,7 @@ locals {
     }
     reconciler = {
       read    = ["keyring", "fleet", "runs", "root"]
-      create  = []
+      create  = ["fleet"]
       replace = ["fleet", "runs"]
       list    = ["roots"]
       delete  = []

@@ -12,8 +12,10 @@ use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_format::seal::{SealedBody, Sealer};
 use strongroom_store::{ETag, StoreError, StoreErrorKind};
 use strongroom_vault::{Target, VaultError, VaultResult};
+use tracing::info;
 
 use crate::agenda::{Agenda, AgendaEntry};
+use crate::digest::{Digest, MAX_DIGEST_BYTES};
 use crate::outcome::{MAX_OUTCOME_BYTES, Outcome};
 use crate::run::{MAX_RUN_BYTES, Run};
 use crate::settings::FleetSettings;
@@ -148,6 +150,34 @@ impl Home {
             })
         })
         .await
+    }
+
+    /// Reads the digest; it says `None` where there is none that can be used, whatever the reason.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn digest(&self) -> VaultResult<Seen<Option<Digest>>> {
+        let key = ObjectKey::FleetDigest;
+        let object = match self.target.context.store.get(&key, MAX_DIGEST_BYTES).await {
+            Ok(object) => object,
+            // One that is too long is none of ours, and stays.
+            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Invalid) => {
+                return Ok(Seen { body: None, etag: None });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let opened = self.target.sealer.open(&key, &object.bytes).map_err(|error| error.to_string());
+        let checked = opened.and_then(|digest: Digest| digest.check().map(|()| digest));
+        let body = checked.inspect_err(|reason| info!(reason, "the digest of the fleet can't be used")).ok();
+        Ok(Seen { body, etag: Some(object.etag) })
+    }
+
+    /// Replaces the digest as it was read; says whether nobody else was first.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn replace_digest(&self, seen: &Seen<Option<Digest>>, next: &Digest) -> VaultResult<bool> {
+        Ok(self.put(&ObjectKey::FleetDigest, next, seen.etag.as_ref()).await?.is_some())
     }
 
     /// Reads a shard.

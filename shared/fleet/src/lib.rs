@@ -8,6 +8,7 @@
 
 pub mod agenda;
 pub mod committer;
+pub mod digest;
 pub mod home;
 pub mod message;
 pub mod metric;

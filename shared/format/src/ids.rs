@@ -170,6 +170,15 @@ random_id_type!(
     RunId, "a run id"
 );
 
+id_type!(
+    /// The nonce of an object's seal: drawn at random for each, so it tells one sealed object from all others.
+    SealNonce, 24, "a nonce"
+);
+id_type!(
+    /// BLAKE3 of the sealed bytes of an object.
+    SealedHash, 32, "a hash"
+);
+
 /// The first bytes of the session ids of one volume, so that its open sessions are found with one listing. A keyed
 /// hash of the volume's name: tells nothing without the catalog secret.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -50,6 +50,8 @@ pub enum ObjectKey {
     FleetSettings,
     /// `fleet/agenda`: when each shard is due next.
     FleetAgenda,
+    /// `fleet/digest`: what an overview needs of shards and roots.
+    FleetDigest,
     /// `fleet/shards/<4 hex>`: some of the fleet's volumes.
     FleetShard(u16),
 }
@@ -139,6 +141,7 @@ impl fmt::Display for ObjectKey {
             Self::Run(run) => write!(f, "runs/{run}"),
             Self::FleetSettings => f.write_str("fleet/settings"),
             Self::FleetAgenda => f.write_str("fleet/agenda"),
+            Self::FleetDigest => f.write_str("fleet/digest"),
             Self::FleetShard(shard) => write!(f, "fleet/shards/{shard:04x}"),
         }
     }
@@ -188,6 +191,7 @@ impl ObjectKey {
             Some(("runs", rest)) => Self::Run(rest.parse().ok()?),
             Some(("fleet", "settings")) => Self::FleetSettings,
             Some(("fleet", "agenda")) => Self::FleetAgenda,
+            Some(("fleet", "digest")) => Self::FleetDigest,
             Some(("fleet", rest)) => {
                 Self::FleetShard(u16::from_str_radix(rest.strip_prefix("shards/")?, 16).ok()?)
             }
@@ -229,6 +233,7 @@ mod tests {
             id.prop_map(|id| ObjectKey::Run(RunId::from_bytes(id))),
             Just(ObjectKey::FleetSettings),
             Just(ObjectKey::FleetAgenda),
+            Just(ObjectKey::FleetDigest),
             any::<u16>().prop_map(ObjectKey::FleetShard),
         ]
     }

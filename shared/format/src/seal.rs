@@ -3,6 +3,8 @@
 //! Invariant: the associated data binds format version, kind, target and the object's key, so that no object can stand
 //! in for another. `roots/<epoch>` is a byte-for-byte copy of a past `root` and is bound to the name `root`.
 
+use std::ops::Range;
+
 use chacha20poly1305::aead::inout::InOutBuf;
 use chacha20poly1305::{AeadInOut, KeyInit, XChaCha20Poly1305, XNonce};
 use rand::CryptoRng;
@@ -10,7 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{FormatError, Problem};
-use crate::ids::{PackId, RunId, SessionId, TargetId, VolumeTag};
+use crate::ids::{PackId, RunId, SealNonce, SessionId, TargetId, VolumeTag};
 use crate::layout::ObjectKey;
 use crate::secrets::{CatalogSecret, Secret32, VOLUME_TAG_CONTEXT};
 use crate::{FORMAT_VERSION, codec};
@@ -60,6 +62,8 @@ pub enum Kind {
     FleetShard = 14,
     /// When each shard of a fleet is due next.
     FleetAgenda = 15,
+    /// What an overview of a fleet needs of its shards and of its targets' roots.
+    FleetDigest = 16,
 }
 
 /// A body that is stored under a seal of its own kind.
@@ -86,6 +90,14 @@ pub const fn header(kind: Kind) -> [u8; HEADER_LEN] {
 const fn header_of(kind: Kind, version: u8) -> [u8; HEADER_LEN] {
     let m = MAGIC;
     [m[0], m[1], m[2], m[3], m[4], m[5], m[6], m[7], version, kind as u8, 0, 0]
+}
+
+/// Where the nonce of a sealed object lies that is one sealed part: right after the header.
+pub const NONCE_RANGE: Range<u64> = HEADER_LEN as u64..(HEADER_LEN + NONCE_LEN) as u64;
+
+/// The nonce of a sealed object that is one sealed part; `None` if it is too short to have one.
+pub fn nonce_of(object: &[u8]) -> Option<SealNonce> {
+    SealNonce::from_slice(object.get(HEADER_LEN..HEADER_LEN + NONCE_LEN)?)
 }
 
 /// Checks the header of an object of a kind that has one version, and returns what follows it.

@@ -143,7 +143,10 @@ impl From<&ObjectKey> for KeyKind {
             ObjectKey::Inbox(..) => Self::Inbox,
             ObjectKey::Outcome(_) => Self::Outcome,
             ObjectKey::Run(_) => Self::Run,
-            ObjectKey::FleetSettings | ObjectKey::FleetAgenda | ObjectKey::FleetShard(_) => Self::Fleet,
+            ObjectKey::FleetSettings
+            | ObjectKey::FleetAgenda
+            | ObjectKey::FleetDigest
+            | ObjectKey::FleetShard(_) => Self::Fleet,
         }
     }
 }

@@ -65,7 +65,7 @@ impl Head {
     }
 
     /// What a witness remembers of it.
-    fn sighting(&self) -> Sighting {
+    pub(crate) fn sighting(&self) -> Sighting {
         sighting(&self.root, &self.bytes)
     }
 

@@ -11,6 +11,7 @@ pub mod context;
 mod dead;
 pub mod dedup;
 pub mod error;
+pub mod glance;
 pub mod head;
 pub mod history;
 pub mod image;

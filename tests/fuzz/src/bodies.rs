@@ -36,7 +36,7 @@ pub fn exercise(kind: Kind, key: &ObjectKey, object: &[u8]) -> Result<(), Format
         Kind::InboxRecord => index(key, &sealer.open::<InboxRecord>(key, object)?.packs)?,
         Kind::Reader => drop(sealer.open::<ReaderRegistration>(key, object)?),
         Kind::Keyring | Kind::Pack | Kind::Outcome | Kind::Run => {}
-        Kind::FleetSettings | Kind::FleetShard | Kind::FleetAgenda => {}
+        Kind::FleetSettings | Kind::FleetShard | Kind::FleetAgenda | Kind::FleetDigest => {}
     }
     Ok(())
 }

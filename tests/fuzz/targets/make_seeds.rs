@@ -174,7 +174,7 @@ fn objects(rng: &mut StdRng) -> (Vec<(Kind, Vec<u8>)>, Vec<u8>) {
                 Kind::InboxRecord => sealer.seal(key, &InboxRecord { packs: index.clone() }, rng),
                 Kind::Reader => sealer.seal(key, &reader, rng),
                 Kind::Keyring | Kind::Pack | Kind::Outcome | Kind::Run => Vec::new(),
-                Kind::FleetSettings | Kind::FleetShard | Kind::FleetAgenda => Vec::new(),
+                Kind::FleetSettings | Kind::FleetShard | Kind::FleetAgenda | Kind::FleetDigest => Vec::new(),
             };
             (*kind, object)
         })

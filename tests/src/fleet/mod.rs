@@ -6,6 +6,7 @@
 
 pub mod cost;
 mod hosts;
+pub mod large;
 mod ledger;
 mod parts;
 mod sim;

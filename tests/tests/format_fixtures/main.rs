@@ -127,6 +127,7 @@ fn read_objects(folder: &Path) -> BTreeMap<String, Value> {
             | ObjectKey::Run(_)
             | ObjectKey::FleetSettings
             | ObjectKey::FleetAgenda
+            | ObjectKey::FleetDigest
             | ObjectKey::FleetShard(_) => panic!("{key}: this target has no such object"),
         }
     };
@@ -193,7 +194,8 @@ fn every_object_still_says_what_it_said() {
 }
 
 /// Kinds whose bodies belong to the control plane and have no fixture in this folder.
-const FLEET: [Kind; 5] = [Kind::Outcome, Kind::Run, Kind::FleetSettings, Kind::FleetShard, Kind::FleetAgenda];
+const FLEET: [Kind; 6] =
+    [Kind::Outcome, Kind::Run, Kind::FleetSettings, Kind::FleetShard, Kind::FleetAgenda, Kind::FleetDigest];
 
 #[test]
 fn every_kind_has_a_fixture() {
@@ -213,7 +215,8 @@ fn every_kind_has_a_fixture() {
         Kind::Run => Some(Kind::FleetSettings),
         Kind::FleetSettings => Some(Kind::FleetShard),
         Kind::FleetShard => Some(Kind::FleetAgenda),
-        Kind::FleetAgenda => None,
+        Kind::FleetAgenda => Some(Kind::FleetDigest),
+        Kind::FleetDigest => None,
     };
     let folder = fixture_folder();
     let kinds: Vec<u8> = object_keys(&folder)
@@ -400,6 +403,7 @@ fn refuses(sealer: &Sealer, key: &ObjectKey, bytes: &[u8]) -> bool {
         | ObjectKey::Run(_)
         | ObjectKey::FleetSettings
         | ObjectKey::FleetAgenda
+        | ObjectKey::FleetDigest
         | ObjectKey::FleetShard(_) => panic!("{key}: this target has no such object"),
     }
 }

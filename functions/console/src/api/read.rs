@@ -76,8 +76,9 @@ pub async fn volume(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let InTarget { target } = asked(query)?;
-    let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let line = fleet.line(&name, target.as_deref().map(Some));
+    let target = target.as_deref().map(Some);
+    let fleet = Fleet::of_volume(&console.service, &console.seen, &name, target).await?;
+    let line = fleet.line(&name, target);
     json(&headers, &VolumeAnswer::new(&line.ok_or_else(|| Problem::not_found("volume", &name))?, fleet.now))
 }
 

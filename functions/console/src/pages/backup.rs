@@ -42,8 +42,8 @@ pub async fn backup(
     Query(asked): Query<InTarget>,
 ) -> Shown {
     let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
-    let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let root = match fleet.roots.get(&asked.name().map(str::to_owned)) {
+    let fleet = Fleet::of_backup(&console.service, &console.seen, asked.name(), id).await?;
+    let root = match fleet.root(asked.name()) {
         Some(Ok(root)) => root,
         Some(Err(reason)) => return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason).into()),
         None => return Err(Problem::not_found("target", &asked.target).into()),

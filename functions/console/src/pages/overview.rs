@@ -65,7 +65,7 @@ pub async fn overview(State(console): State<Arc<Console>>, Extension(caller): Ex
             host: line.host().unwrap_or_default(),
             newest: newest.map(time).unwrap_or_default(),
             age: newest.map(|at| ago(at, fleet.now)).unwrap_or_default(),
-            backups: line.live().count(),
+            backups: line.live(),
             stored: bytes(line.stored_bytes()),
             next: slots.and_then(|slots| slots.after(fleet.now)).map(time).unwrap_or_default(),
             is_running: line.state.is_some_and(|state| state.active.is_some()),
@@ -78,7 +78,7 @@ pub async fn overview(State(console): State<Arc<Console>>, Extension(caller): Ex
     show(&OverviewPage {
         may_change: caller.role == Role::Operator,
         sums: sums.into_iter().filter(|sum| sum.count > 0).collect(),
-        backups: lines.iter().map(|line| line.live().count()).sum(),
+        backups: lines.iter().map(|line| line.live()).sum(),
         stored: bytes(lines.iter().fold(0, |sum, line| sum.saturating_add(line.stored_bytes()))),
         problems: problems.collect(),
         rows: rows.collect(),

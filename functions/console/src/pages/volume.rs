@@ -20,7 +20,7 @@ use super::{Filled, InTarget, Pressed, Shown, Sorry, ask, filled, in_target, key
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::answer::SLOTS;
-use crate::fleet::Fleet;
+use crate::fleet::{self, Fleet};
 use crate::problem::Problem;
 use crate::words;
 
@@ -85,10 +85,11 @@ pub async fn volume(
     Path(name): Path<String>,
     Query(asked): Query<InTarget>,
 ) -> Shown {
-    let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let line = fleet.line(&name, asked.name().map(Some));
+    let target = asked.name().map(Some);
+    let fleet = Fleet::of_volume(&console.service, &console.seen, &name, target).await?;
+    let line = fleet.line(&name, target);
     let line = line.ok_or_else(|| Problem::not_found("volume", &name))?;
-    let mut backups: Vec<&BackupEntry> = line.backups.iter().collect();
+    let mut backups: Vec<&BackupEntry> = fleet.backups(&line).iter().collect();
     backups.sort_by_key(|backup| (std::cmp::Reverse(backup.created), backup.id));
     let mut facts = Vec::new();
     if let Some(state) = line.state {
@@ -114,7 +115,7 @@ pub async fn volume(
         facts.push(("Backed up with", leader.to_owned()));
     }
     facts.push(("Target", line.target.unwrap_or("home").to_owned()));
-    facts.push(("Backups", format!("{}, {} stored", line.live().count(), bytes(line.stored_bytes()))));
+    facts.push(("Backups", format!("{}, {} stored", line.live(), bytes(line.stored_bytes()))));
     let schedule = line.state.and_then(|state| state.spec.schedule.as_ref());
     let slots = line.state.and_then(|state| state.spec.slots().ok().flatten());
     let zone = schedule.and_then(|schedule| TimeZone::get(&schedule.zone).ok()).unwrap_or(TimeZone::UTC);
@@ -234,8 +235,7 @@ pub async fn edit(State(console): State<Arc<Console>>, Path(name): Path<String>)
 }
 
 async fn spec_of(console: &Console, name: &str) -> Result<Option<VolumeSpec>, Sorry> {
-    let fleet = Fleet::read(&console.service, &console.seen).await?;
-    Ok(fleet.volumes.get(name).map(|state| state.spec.clone()))
+    Ok(fleet::spec(&console.service, &console.seen, name).await?)
 }
 
 /// What the form of a volume says. What it does not ask for stays as it was.

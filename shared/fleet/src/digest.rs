@@ -1,0 +1,221 @@
+//! The digest: what an overview of the fleet needs of its shards and of its targets' roots, in one object.
+//!
+//! Invariant: it is a cache, of which nothing is believed that was not checked. A shard in it counts if the agenda tells of that very
+//! version, a target if its root is still the one that was summed up. Lost, damaged or of another version, it is as if there were none.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use strongroom_catalog::root::{BackupEntry, Root, Volume};
+use strongroom_format::manifest::check_volume_name;
+use strongroom_format::seal::{Kind, SealedBody};
+use strongroom_vault::glance::KnownRoot;
+use strongroom_vault::head::Head;
+
+use crate::shard::{SHARDS, Shard};
+use crate::volume::VolumeState;
+
+/// The most volumes that it tells of, those of shards and those of targets counted each: what a reconciler has the memory for, twice. A larger
+/// fleet has no digest.
+pub const MAX_VOLUMES: usize = 50_000;
+/// The most text in it, bytes: names and sources of volumes. Most have a tenth of what this leaves to each.
+const MAX_TEXT_BYTES: usize = 32 << 20;
+/// The most a reader takes for it, bytes.
+pub const MAX_DIGEST_BYTES: u64 = 32 << 20;
+
+/// What an overview needs.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Digest {
+    /// The shards that hold volumes, by number.
+    pub shards: BTreeMap<u16, ShardDigest>,
+    /// The home; nothing if its root could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<TargetDigest>,
+    /// The other targets whose roots could be read, by name.
+    pub targets: BTreeMap<String, TargetDigest>,
+}
+
+/// A shard, as far as it is about volumes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ShardDigest {
+    /// The version of the shard.
+    pub version: u64,
+    /// Its volumes, by name.
+    pub volumes: BTreeMap<String, VolumeState>,
+}
+
+/// The root of a target, summed up by volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TargetDigest {
+    /// The root.
+    pub root: KnownRoot,
+    /// The volumes that have backups, live ones or in the trash, by name.
+    pub volumes: BTreeMap<String, VolumeDigest>,
+}
+
+/// A volume's backups in a target, summed up.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeDigest {
+    /// How many are live.
+    pub live: u64,
+    /// How many are in the trash.
+    pub trashed: u64,
+    /// What was stored for the live ones, bytes.
+    pub stored_bytes: u64,
+    /// The newest live one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<BackupEntry>,
+}
+
+impl SealedBody for Digest {
+    const KIND: Kind = Kind::FleetDigest;
+    const MAX_BODY_BYTES: usize = 64 << 20;
+}
+
+impl Digest {
+    /// Says what is wrong with it, if anything. What is in it was checked by whoever read the shards and roots: only what an
+    /// overview relies on is checked again.
+    ///
+    /// # Errors
+    /// The reason, in words.
+    pub fn check(&self) -> Result<(), String> {
+        if self.volumes() > MAX_VOLUMES || self.text_bytes() > MAX_TEXT_BYTES {
+            return Err(format!(
+                "tells of more than {MAX_VOLUMES} volumes, or {MAX_TEXT_BYTES} bytes of them"
+            ));
+        }
+        if let Some(last) = self.shards.keys().next_back().filter(|last| **last >= SHARDS) {
+            return Err(format!("tells of shard {last}, and there are {SHARDS}"));
+        }
+        let of_targets = self.home.iter().chain(self.targets.values()).flat_map(|it| it.volumes.keys());
+        let mut names = self.shards.values().flat_map(|shard| shard.volumes.keys()).chain(of_targets);
+        names.try_for_each(|name| check_volume_name(name))
+    }
+
+    fn text_bytes(&self) -> usize {
+        let text = |(name, state): (&String, &VolumeState)| {
+            let with = state.spec.with.iter().map(|member| member.volume.len() + member.source.len());
+            name.len() + state.spec.source.len() + with.sum::<usize>()
+        };
+        self.shards.values().flat_map(|shard| &shard.volumes).map(text).sum()
+    }
+
+    /// How many volumes it tells of.
+    fn volumes(&self) -> usize {
+        let of_shards = self.shards.values().map(|shard| shard.volumes.len());
+        let of_targets = self.home.iter().chain(self.targets.values()).map(|target| target.volumes.len());
+        of_shards.chain(of_targets).sum()
+    }
+
+    /// What it tells of a target; `None` is the home.
+    pub fn target(&self, name: Option<&str>) -> Option<&TargetDigest> {
+        match name {
+            None => self.home.as_ref(),
+            Some(name) => self.targets.get(name),
+        }
+    }
+
+    /// Takes in what is known of a target.
+    pub fn put_target(&mut self, name: Option<String>, target: TargetDigest) {
+        match name {
+            None => self.home = Some(target),
+            Some(name) => drop(self.targets.insert(name, target)),
+        }
+    }
+}
+
+impl From<Shard> for ShardDigest {
+    fn from(shard: Shard) -> Self {
+        Self { version: shard.version, volumes: shard.volumes }
+    }
+}
+
+impl TargetDigest {
+    /// Sums a root up.
+    pub fn of(head: &Head) -> Self {
+        Self { root: KnownRoot::of(head), volumes: sums(&head.root) }
+    }
+}
+
+fn sums(root: &Root) -> BTreeMap<String, VolumeDigest> {
+    root.volumes.iter().map(|(name, volume)| (name.clone(), VolumeDigest::of(volume))).collect()
+}
+
+impl VolumeDigest {
+    /// Sums a volume's backups up.
+    pub fn of(volume: &Volume) -> Self {
+        let mut sum = Self::default();
+        for backup in &volume.backups {
+            if !backup.is_live() {
+                sum.trashed += 1;
+                continue;
+            }
+            sum.live += 1;
+            sum.stored_bytes = sum.stored_bytes.saturating_add(backup.stored_bytes);
+            // Of those that were begun at the same moment, the one that came in last.
+            if sum.newest.as_ref().is_none_or(|newest| newest.created <= backup.created) {
+                sum.newest = Some(backup.clone());
+            }
+        }
+        sum
+    }
+
+    /// Says whether there is no backup at all.
+    pub const fn is_empty(&self) -> bool {
+        self.live == 0 && self.trashed == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use strongroom_format::ids::{BackupId, SessionId, TimestampMs};
+
+    use super::*;
+
+    fn any_backup() -> impl Strategy<Value = BackupEntry> {
+        (any::<[u8; 16]>(), 0..5_u64, any::<u64>(), any::<bool>()).prop_map(
+            |(id, created, bytes, trashed)| BackupEntry {
+                id: BackupId::from_bytes(id),
+                session: SessionId::from_bytes(id),
+                created: TimestampMs(created),
+                logical_bytes: bytes,
+                stored_bytes: bytes,
+                trashed: trashed.then_some(TimestampMs(9)),
+                group: None,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn a_sum_is_what_counting_says(backups in proptest::collection::vec(any_backup(), 0..20)) {
+            let sum = VolumeDigest::of(&Volume { backups: backups.clone(), paced_until: None });
+            let live = || backups.iter().filter(|backup| backup.is_live());
+            prop_assert_eq!(sum.live, live().count() as u64);
+            prop_assert_eq!(sum.live + sum.trashed, backups.len() as u64);
+            prop_assert_eq!(sum.stored_bytes, live().fold(0, |sum: u64, it| sum.saturating_add(it.stored_bytes)));
+            prop_assert_eq!(sum.newest.as_ref(), live().max_by_key(|backup| backup.created));
+            prop_assert_eq!(sum.is_empty(), backups.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_no_overview_could_use_is_refused() {
+        let volume = |name: &str| {
+            let spec = crate::volume::VolumeSpec::new("h", "/dev/x");
+            BTreeMap::from([(name.to_owned(), VolumeState::new(spec, TimestampMs(1)))])
+        };
+        let of = |shard, name| Digest {
+            shards: BTreeMap::from([(shard, ShardDigest { version: 1, volumes: volume(name) })]),
+            ..Digest::default()
+        };
+        assert_eq!(of(SHARDS - 1, "v").check(), Ok(()));
+        assert!(of(SHARDS, "v").check().is_err());
+        assert!(of(0, "").check().is_err());
+    }
+}
