@@ -6,16 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use proptest::prelude::*;
-use strongroom_format::ids::BackupId;
+use strongroom_format::ids::{BackupId, Epoch};
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_store::{MemoryStore, ObjectStore};
 use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{World, noise, overwrite};
-use strongroom_vault::Progress;
 use strongroom_vault::collect::{CollectOptions, plan, run};
 use strongroom_vault::rebuild::rebuild;
 use strongroom_vault::remove::delete;
 use strongroom_vault::verify::{Depth, verify};
+use strongroom_vault::witness::FolderWitness;
+use strongroom_vault::{Progress, VaultError};
 use tokio::sync::{Notify, oneshot};
 
 const MIB: usize = 1 << 20;
@@ -314,4 +315,28 @@ proptest! {
             }
         });
     }
+}
+
+/// A plan makes roots of its own, in memory: they are no news for whoever watches for roots that were put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plan_leaves_nothing_for_a_witness() {
+    let world = World::create(Arc::new(MemoryStore::new()), "fixed:16KiB", 1).await.unwrap();
+    let report = world.back_up("v", &noise(100_000, 1)).await.unwrap();
+    world.back_up("v", &noise(100_000, 2)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let target = world.target.clone().witnessed_by(Arc::new(FolderWitness::new(folder.path().to_owned())));
+    delete(&target, &[report.backup]).await.unwrap();
+    let epoch = target.head().await.unwrap().root.epoch;
+    let planned = plan(&target, &CollectOptions::at_once()).await.unwrap();
+    assert_eq!(planned.purged, [report.backup], "it comes to new roots");
+    assert_eq!(target.head().await.unwrap().root.epoch, epoch);
+    target.audit_count().await.unwrap();
+    target.head().await.unwrap();
+    // And it is not made of a root that was put back.
+    let (root, copy) = (ObjectKey::Root, ObjectKey::RootCopy(Epoch(1)));
+    let store = &world.target.context.store;
+    let now = store.get(&root, 1 << 20).await.unwrap();
+    let old = store.get(&copy, 1 << 20).await.unwrap().bytes;
+    store.put_if_match(&root, old, &now.etag).await.unwrap();
+    assert!(matches!(plan(&target, &CollectOptions::at_once()).await, Err(VaultError::RolledBack { .. })));
 }

@@ -7,7 +7,7 @@ use strongroom_fleet::text::bytes;
 pub fn cron(line: &str) -> String {
     // It is understood by the fleet's own reader first (`Schedule::slots`); this only finds the words.
     let described = line.trim().parse::<croner::Cron>().map(|cron| cron.describe());
-    described.unwrap_or_default()
+    described.map(|words| words.trim_end_matches('.').to_owned()).unwrap_or_default()
 }
 
 /// Backups that are named; of more than these only the number is said.

@@ -16,7 +16,7 @@ use strongroom_format::keyring::{
 use strongroom_format::layout::{KeyPrefix, ObjectKey};
 use strongroom_format::seal::Sealer;
 use strongroom_format::secrets::{CatalogSecret, IngestSecrets, RestoreSecrets};
-use strongroom_store::{ETag, Races, StoreErrorKind, probe_conditional_writes};
+use strongroom_store::{ETag, Overlay, Races, StoreErrorKind, probe_conditional_writes};
 use tracing::warn;
 
 use crate::context::Context;
@@ -210,6 +210,13 @@ impl Target {
     #[must_use]
     pub fn with_context(&self, context: Context) -> Self {
         Self { context, ..self.clone() }
+    }
+
+    /// The same target, of which all that is written and deleted stays in memory. Its roots are of no catalog, so no witness sees them.
+    #[must_use]
+    pub fn scratch(&self) -> Self {
+        let store = Arc::new(Overlay::new(Arc::clone(&self.context.store)));
+        Self { context: Context { store, ..self.context.clone() }, witness: None, ..self.clone() }
     }
 
     /// The same target, whose root is refused if it is older than one that the witness has seen.

@@ -304,7 +304,7 @@ pub async fn collection_plan(console: &Console, target: Option<&str>) -> Answere
     let planned = tokio::time::timeout(2 * PLAN_PATIENCE, planning).await;
     let planned = planned.map_err(|_| {
         let detail =
-            "this takes longer than an answer may; `strongroom gc --dry-run` says it however long it takes";
+            "this takes longer than an answer may; `strongroom gc plan` says it however long it takes";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
     })?;
     let plan = planned.map_err(|error| VaultError::Internal(format!("planning ended early: {error}")))?;

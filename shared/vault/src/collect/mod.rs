@@ -13,18 +13,15 @@ mod state;
 mod tidy;
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use strongroom_catalog::collect::{CondemnPlan, expired_trash};
 use strongroom_catalog::dead::{ObjectName, Stage};
 use strongroom_catalog::rewrite::{RewriteCost, RewritePolicy};
 use strongroom_catalog::root::Root;
 use strongroom_format::ids::{BackupId, TimestampMs};
-use strongroom_store::Overlay;
 
 pub(crate) use indexes::write_indexes;
 
-use crate::context::Context;
 use crate::error::{VaultError, VaultResult};
 use crate::head::MAX_OVERTAKEN;
 use crate::head::Step;
@@ -133,10 +130,9 @@ impl CollectReport {
 /// # Errors
 /// As [`run`].
 pub async fn plan(target: &Target, options: &CollectOptions) -> VaultResult<CollectReport> {
-    let store = Arc::new(Overlay::new(Arc::clone(&target.context.store)));
-    let context = Context { store, ..target.context.clone() };
-    let scratch = target.with_context(context);
-    collect(&scratch, options, true).await
+    // One that was put back is no ground for a plan; what the plan itself makes of it, the witness must not see.
+    target.head().await?;
+    collect(&target.scratch(), options, true).await
 }
 
 /// Collects: dooms and deletes what was condemned long enough ago, counts what is used, condemns what is not, rewrites
@@ -290,8 +286,7 @@ impl Target {
         if !kept.is_counted() {
             return Ok(());
         }
-        let store = Arc::new(Overlay::new(Arc::clone(&self.context.store)));
-        let scratch = self.with_context(Context { store, ..self.context.clone() });
+        let scratch = self.scratch();
         scratch
             .swap(async |head| {
                 let mut next = head.successor(&scratch);
