@@ -18,7 +18,7 @@ const show = ({ state, done_bytes: done, total_bytes: total }) => {
 };
 
 const follow = () => {
-  const events = new EventSource(`/v1/runs/${run.dataset.run}/events`);
+  const events = new EventSource(`/live/runs/${run.dataset.run}/events`);
   events.addEventListener("run", (event) => show(JSON.parse(event.data)));
   // Nobody has taken it up yet, or it can't be reached just now: the browser asks again by itself only in some cases.
   events.addEventListener("error", () => {
@@ -39,7 +39,7 @@ const explain = async (form, words) => {
   }
   const asked = new URLSearchParams({ cron: cron.value, time_zone: zone.value });
   try {
-    const response = await fetch(`/v1/schedules/preview?${asked}`, { headers: { accept: "application/json" } });
+    const response = await fetch(`/live/schedules/preview?${asked}`, { headers: { accept: "application/json" } });
     const said = await response.json();
     words.textContent = response.ok ? `${said.words}. Next: ${said.next.join(", ")}` : said.detail;
   } catch {

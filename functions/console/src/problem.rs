@@ -26,6 +26,13 @@ impl Problem {
         Self { status, detail: detail.into(), retry_after: None }
     }
 
+    /// Somebody whose claims give them no role.
+    pub fn without_role() -> Self {
+        let detail = "you are known and have no role here: ask whoever runs this console to have you put into a group of its viewers or \
+                      operators, then sign in again";
+        Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
     /// Nothing of that name.
     pub fn not_found(kind: &str, name: &str) -> Self {
         let shown: String = name.chars().take(80).collect();
