@@ -84,6 +84,8 @@ struct OverviewPage<'a> {
     sums: Vec<Sum>,
     backups: usize,
     stored: String,
+    /// The lengths of their volumes.
+    length: String,
     shared: String,
     problems: Vec<String>,
     /// How many volumes there are.
@@ -178,6 +180,7 @@ pub async fn overview(
         sums,
         backups: lines.iter().map(Line::live).sum(),
         stored: bytes(stored),
+        length: bytes(totals.logical_bytes),
         shared: factor(totals.logical_bytes, stored),
         problems: problems.collect(),
         all: lines.len(),
