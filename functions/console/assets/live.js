@@ -3,6 +3,17 @@
 
 const run = document.querySelector("[data-run]:not([data-ended])");
 
+// Said to those who hear the page, no more often than in steps of ten.
+const STEP_PERCENT = 10;
+let announced = 0;
+const announce = (percent) => {
+  const step = percent - percent % STEP_PERCENT;
+  if (step > announced) {
+    announced = step;
+    run.querySelector("[data-announced]").textContent = `${step} % done`;
+  }
+};
+
 const show = ({ state, done_bytes: done, total_bytes: total }) => {
   const bar = run.querySelector("[data-progress]");
   if (!bar || (state !== "queued" && state !== "running")) {
@@ -13,7 +24,9 @@ const show = ({ state, done_bytes: done, total_bytes: total }) => {
   if (total > 0) {
     bar.max = total;
     bar.value = done;
-    run.querySelector("[data-said]").textContent = `${Math.floor(100 * done / total)} %`;
+    const percent = Math.floor(100 * done / total);
+    run.querySelector("[data-said]").textContent = `${percent} %`;
+    announce(percent);
   }
 };
 

@@ -1,10 +1,12 @@
 //! Errors as HTTP clients get them: problem details (RFC 9457).
 
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use strongroom_store::StoreErrorKind;
 use strongroom_vault::VaultError;
+
+use crate::pages;
 
 /// An error, with what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,9 +74,12 @@ impl IntoResponse for Problem {
     }
 }
 
-/// What is nowhere.
-pub async fn no_such_page(uri: Uri) -> Problem {
-    Problem::not_found("page", uri.path())
+/// What is nowhere: to browsers, as a page.
+pub async fn no_such_page(headers: HeaderMap, uri: Uri) -> Response {
+    let problem = Problem::not_found("page", uri.path());
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let is_browser = accept.is_some_and(|accept| accept.contains("text/html"));
+    if is_browser { pages::sorry(problem) } else { problem.into_response() }
 }
 
 /// What is there and can't be done so.
