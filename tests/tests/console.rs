@@ -5,6 +5,7 @@
 #[path = "console/people.rs"]
 mod people;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::Router;
@@ -313,7 +314,7 @@ fn changes(backup: &str) -> Vec<(Method, String, Option<Value>, Value)> {
             Method::PATCH,
             "/v1/targets/near".into(),
             Some(json!({ "region": "eu-west-1" })),
-            json!({ "type": "target_put", "name": "near", "target": { "address": "file:///n", "region": "eu-west-1" } }),
+            json!({ "type": "target_patch", "name": "near", "region": "eu-west-1" }),
         ),
         (Method::DELETE, "/v1/targets/near".into(), None, json!({ "type": "target_delete", "name": "near" })),
     ]
@@ -630,16 +631,29 @@ async fn the_navigation_says_where_one_is() {
     let own = PAGES.iter().filter(|path| **path != "/new-volume");
     let own = own.map(|path| ((*path).to_owned(), path.split('?').next().unwrap().to_owned(), "page"));
     let of_volumes = ["/volumes/db", "/new-volume", "/volumes/db/edit"].map(str::to_owned);
-    let of_volumes = of_volumes.into_iter().chain([format!("/backups/{backup}")]).map(|path| (path, "/".to_owned(), "true"));
+    let of_volumes = of_volumes
+        .into_iter()
+        .chain([format!("/backups/{backup}")])
+        .map(|path| (path, "/".to_owned(), "true"));
     let of_runs = (format!("/runs/{run}"), "/runs".to_owned(), "true");
-    let mut titles = std::collections::BTreeSet::new();
+    let mut titles = BTreeSet::new();
     for (path, link, value) in own.chain(of_volumes).chain([of_runs]) {
         let page = fleet.get(&path).await;
         let navigation = between(&page.body, "<nav aria-label=\"Pages\">", "</nav>");
         assert_eq!(navigation.matches("aria-current").count(), 1, "{path}: {navigation}");
-        assert!(navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")), "{path}: {navigation}");
-        assert!(page.body.contains("<a class=\"skip\" href=\"#main\">") && page.body.contains("<main id=\"main\""), "{path}");
-        assert!(path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()), "{path} has the title of another");
+        assert!(
+            navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")),
+            "{path}: {navigation}"
+        );
+        assert!(
+            page.body.contains("<a class=\"skip\" href=\"#main\">")
+                && page.body.contains("<main id=\"main\""),
+            "{path}"
+        );
+        assert!(
+            path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()),
+            "{path} has the title of another"
+        );
     }
 }
 
@@ -687,7 +701,11 @@ async fn an_empty_console_says_what_to_do_next() {
         assert!(page.body.contains(next), "{path}: {next}\n{}", page.body);
     }
     let viewed = fleet.get("/").await;
-    assert!(!viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"), "{}", viewed.body);
+    assert!(
+        !viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"),
+        "{}",
+        viewed.body
+    );
     fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
     let hosted = fleet.call(Method::GET, "/", "operate", None).await;
     assert!(hosted.body.contains("is there already") && !hosted.body.contains("host-put"), "{}", hosted.body);
@@ -703,14 +721,25 @@ async fn the_overview_plots_what_is_stored_after_what_is_late() {
     let fleet = Fleet::with_volumes().await;
     let page = fleet.get("/").await.body;
     let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text} in {page}"));
-    let order = [at("1 late"), at("To be looked after"), at("a/&#60;b"), at("<svg"), at("href=\"/storage\">The figures"), at("The others"), at(">db</a>")];
+    let order = [
+        at("1 late"),
+        at("To be looked after"),
+        at("a/&#60;b"),
+        at("<svg"),
+        at("href=\"/storage\">The figures"),
+        at("The others"),
+        at(">db</a>"),
+    ];
     assert!(order.is_sorted(), "{order:?}: {page}");
     assert_eq!(page.matches("role=\"img\" aria-label=\"").count(), 2);
     let stats = fleet.get("/v1/stats").await.json();
     let day = &stats["days"][0];
     let said = between(&page, "aria-label=\"Stored by day", "\">");
     let stored = strongroom_fleet::text::bytes(day["stored_bytes"].as_u64().unwrap());
-    assert!(said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())), "{said}");
+    assert!(
+        said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())),
+        "{said}"
+    );
     // The same on its own page, and no plots where something was looked for.
     assert!(fleet.get("/storage").await.body.contains(said));
     assert!(!fleet.get("/?q=db").await.body.contains("<svg"));
@@ -737,14 +766,23 @@ async fn volumes_are_found_by_name_host_and_state() {
     ] {
         let page = fleet.get(&format!("/?{asked}")).await;
         assert_eq!(page.status, StatusCode::OK, "{asked}");
-        assert!(page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")), "{asked}: {}", page.body);
-        let shown: Vec<usize> = (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
+        assert!(
+            page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")),
+            "{asked}: {}",
+            page.body
+        );
+        let shown: Vec<usize> =
+            (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
         assert_eq!(shown, found, "{asked}");
-        let told = fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
+        let told =
+            fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
         assert_eq!(told.json()["items"].as_array().unwrap().len(), hits, "{asked}");
     }
     let typed = fleet.get("/?q=%22%3E%3Cb%3E&state=late").await.body;
-    assert!(typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"), "{typed}");
+    assert!(
+        typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"),
+        "{typed}"
+    );
     for whole in ["/", "/?q=&state="] {
         let page = fleet.get(whole).await.body;
         assert!(names.iter().all(|name| page.contains(name)) && !page.contains("of 3 volumes"), "{page}");
@@ -759,7 +797,10 @@ async fn a_very_large_fleet_is_shown_page_by_page() {
     let fleet = Fleet::new().await;
     strongroom_tests::fleet::large::fill(&fleet.service, 1001, 1).await.unwrap();
     let all = |body: &str| -> Vec<String> {
-        body.split("<th scope=\"row\">").skip(1).map(|row| row.split("</th>").next().unwrap().to_owned()).collect()
+        body.split("<th scope=\"row\">")
+            .skip(1)
+            .map(|row| row.split("</th>").next().unwrap().to_owned())
+            .collect()
     };
     for asked in ["/", "/?q=vm&state="] {
         let first = fleet.get(asked).await.body;
@@ -967,5 +1008,177 @@ async fn answers_are_packed_but_events_are_not() {
             let packed = response.headers().get(header::CONTENT_ENCODING).map(|it| it.to_str().unwrap());
             assert_eq!(packed, (is_packed && encoding == "gzip").then_some("gzip"), "{path} {encoding}");
         }
+    }
+}
+
+/// Routes of pages that change something, as they are in the router.
+fn posted_by_pages() -> BTreeSet<String> {
+    let source = include_str!("../../functions/console/src/pages/mod.rs");
+    let routes = source.split(".route(").skip(1).filter_map(|route| {
+        let (path, handler) = route.split_once(", ")?;
+        handler.starts_with("post(").then(|| path.trim().trim_matches('"').to_owned())
+    });
+    routes.filter(|path| path != "/sign-out").collect()
+}
+
+/// The table of what changes something is the router's, to the last route.
+#[test]
+fn no_change_is_missing_from_the_table() {
+    let backup = "0".repeat(32);
+    let is_like = |template: &str, path: &str| {
+        let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+        template.len() == path.len()
+            && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
+    };
+    let document = openapi();
+    for (template, operations) in document["paths"].as_object().unwrap() {
+        for method in operations.as_object().unwrap().keys().filter(|method| *method != "get") {
+            let has_it = |(known, path): &(Method, String)| {
+                known.as_str().eq_ignore_ascii_case(method) && is_like(template, path)
+            };
+            let known: Vec<_> =
+                changes(&backup).into_iter().map(|(method, path, ..)| (method, path)).collect();
+            assert!(known.iter().any(has_it), "{method} {template}");
+        }
+    }
+    let pages = posted_by_pages();
+    assert!(pages.len() > 8, "{pages:?}");
+    for template in pages {
+        assert!(forms(&backup).iter().any(|(path, ..)| is_like(&template, path)), "{template}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_open_to_nobody_is_closed_whatever_it_is_about() {
+    let fleet = Fleet::with_volumes().await;
+    let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
+    fleet.ask("b", Wanted::Backup { volume: "db".to_owned() }).await;
+    let run = fleet.get("/v1/runs").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    for path in [
+        "/volumes/db".to_owned(),
+        "/volumes/db/edit".to_owned(),
+        format!("/backups/{backup}"),
+        format!("/runs/{run}"),
+        format!("/live/runs/{run}/events"),
+        "/live/schedules/preview?cron=@daily".to_owned(),
+    ] {
+        assert_eq!(fleet.get(&path).await.status, StatusCode::OK, "{path}");
+        for token in ["", "wrong"] {
+            let answer = fleet.call(Method::GET, &path, token, None).await;
+            assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path} with '{token}'");
+        }
+    }
+    for (path, body, _) in forms(&backup) {
+        let wrong = form(
+            &path,
+            body,
+            &[("cookie", "strongroom-console-00000000=x"), ("sec-fetch-site", "same-origin")],
+        );
+        assert_eq!(fleet.http(wrong).await.status, StatusCode::UNAUTHORIZED, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn more_changes_than_a_minute_takes_are_put_off() {
+    let fleet = Fleet::with_volumes().await;
+    let limits = Limits { changes_a_minute: 2, ..Limits::default() };
+    let access = Access::new([("operate", Role::Operator)], &[7; 32]);
+    let console = router(fleet.service.clone(), access, limits);
+    fleet.sent();
+    let ask = |accept: &'static str| {
+        let request =
+            HttpRequest::post("/v1/volumes/db/backups").header(header::AUTHORIZATION, "Bearer operate");
+        console.clone().oneshot(request.header(header::ACCEPT, accept).body(Body::empty()).unwrap())
+    };
+    for _ in 0..2 {
+        assert_eq!(ask("*/*").await.unwrap().status(), StatusCode::ACCEPTED);
+    }
+    for accept in ["application/json", "text/html"] {
+        let put_off = ask(accept).await.unwrap();
+        assert_eq!(put_off.status(), StatusCode::TOO_MANY_REQUESTS, "{accept}");
+        assert!(put_off.headers().contains_key(header::RETRY_AFTER), "{accept}");
+    }
+    assert_eq!(fleet.sent().len(), 2);
+}
+
+/// A key that is used again for something else loses neither.
+#[tokio::test]
+async fn another_request_under_the_same_key_is_another_run() {
+    let fleet = Fleet::with_volumes().await;
+    fleet.sent();
+    let ask = |path: &str, key: &str| {
+        let request = HttpRequest::post(path).header(header::AUTHORIZATION, "Bearer operate");
+        fleet.http(request.header("idempotency-key", key).body(Body::empty()).unwrap())
+    };
+    let first = ask("/v1/volumes/db/backups", "nightly").await.json();
+    assert_eq!(ask("/v1/volumes/db/backups", "nightly").await.json(), first);
+    assert_ne!(ask("/v1/volumes/other/backups", "nightly").await.json(), first);
+    assert_ne!(ask("/v1/volumes/db/backups", "nightly2").await.json(), first);
+    assert_eq!(ask("/v1/volumes/db/backups", &"x".repeat(128)).await.status, StatusCode::ACCEPTED);
+    assert_eq!(ask("/v1/volumes/db/backups", &"x".repeat(129)).await.status, StatusCode::BAD_REQUEST);
+    let keys: Vec<String> =
+        fleet.mail.take().into_iter().map(|(_, body)| Request::from_json(&body).unwrap().key).collect();
+    assert!(keys.iter().all(|key| key.len() <= 128), "{keys:?}");
+}
+
+/// Two who change different things of a target at once both do.
+#[tokio::test]
+async fn what_a_patch_of_a_target_leaves_out_stays() {
+    let fleet = Fleet::new().await;
+    let put = json!({ "type": "target_put", "name": "far", "target": { "address": "file:///far" } });
+    fleet.ask("put", serde_json::from_value(put).unwrap()).await;
+    fleet.sent();
+    for patch in [json!({ "region": "eu-west-1" }), json!({ "kms_key": "alias/k" })] {
+        let asked = fleet.call(Method::PATCH, "/v1/targets/far", "operate", Some(patch)).await;
+        assert_eq!(asked.status, StatusCode::ACCEPTED, "{}", asked.body);
+    }
+    for (number, wanted) in fleet.sent().into_iter().enumerate() {
+        fleet.ask(&format!("patch-{number}"), wanted).await;
+    }
+    let far = fleet.get("/v1/targets/far").await.json();
+    assert_eq!(
+        (&far["address"], &far["region"], &far["kms_key"]),
+        (&json!("file:///far"), &json!("eu-west-1"), &json!("alias/k"))
+    );
+}
+
+/// The home can be asked for by name, and no other target is called so.
+#[tokio::test]
+async fn a_volume_that_moved_is_found_where_its_backups_are() {
+    let fleet = Fleet::with_volumes().await;
+    let far = json!({ "type": "target_put", "name": "far", "target": { "address": "file:///far" } });
+    fleet.ask("far", serde_json::from_value(far).unwrap()).await;
+    let spec = VolumeSpec { target: Some("far".to_owned()), ..VolumeSpec::new("h", "/dev/vg0/x") };
+    fleet.ask("move", Wanted::VolumePut { volume: "db".to_owned(), spec: Box::new(spec) }).await;
+    let gone = fleet.get("/").await;
+    assert!(gone.body.contains("href=\"/volumes/db?target=home\""), "{}", gone.body);
+    assert!(gone.body.contains("href=\"/volumes/db?target=far\""), "{}", gone.body);
+    let stayed = fleet.get("/v1/volumes/db?target=home").await.json();
+    assert_eq!((&stayed["backups"], &stayed["target"]), (&json!(2), &Value::Null));
+    let backup =
+        fleet.get("/v1/backups/db@latest?target=home").await.json()["id"].as_str().unwrap().to_owned();
+    let page = fleet.get(&format!("/backups/{backup}")).await;
+    assert!(page.body.contains("href=\"/volumes/db?target=home\""), "{}", page.body);
+    let listed = fleet.get("/v1/volumes?target=home").await.json()["items"].as_array().unwrap().len();
+    assert_eq!(listed, 2, "db, which was moved, and the one that was not");
+    assert_eq!(fleet.get("/v1/volumes?target=nope").await.status, StatusCode::NOT_FOUND);
+    let another = json!({ "address": "file:///x" });
+    let refused = fleet.call(Method::PUT, "/v1/targets/home", "operate", Some(another)).await;
+    assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
+}
+
+/// What could not be taken apart is told as everything else is: to programs as problem details, to people as a page.
+#[tokio::test]
+async fn errors_are_problems_wherever_they_come_from() {
+    let fleet = Fleet::new().await;
+    for path in ["/v1/volumes/%ff", "/audit?until=x", "/gc?plan=1", "/volumes/%ff", "/login"] {
+        let told = fleet.get(path).await;
+        assert!(told.status.is_client_error(), "{path}: {}", told.status);
+        assert_eq!(told.headers[header::CONTENT_TYPE], "application/problem+json", "{path}: {}", told.body);
+        let shown = HttpRequest::get(path)
+            .header(header::AUTHORIZATION, "Bearer view")
+            .header(header::ACCEPT, "text/html");
+        let shown = fleet.http(shown.body(Body::empty()).unwrap()).await;
+        assert!(shown.body.contains("<!doctype html>"), "{path}: {}", shown.body);
     }
 }

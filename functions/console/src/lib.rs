@@ -27,7 +27,6 @@ use strongroom_fleet::Service;
 use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{And, NotForContentType, Predicate, SizeAbove};
-use utoipa_axum::router::OpenApiRouter;
 
 pub use access::{Access, Claims, PeopleSettings, Provider, Role};
 pub use gateway::{Answer, Event, answer};
@@ -67,11 +66,7 @@ impl Default for Limits {
 pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let limit = Limit::new(limits.changes_a_minute);
     let console = Arc::new(Console { service, access, seen: Seen::default(), limits, limit });
-    let (api, pages) = (api::routes(), pages::routes());
-    let (reading, _) = api.reading.merge(pages.reading).split_for_parts();
-    // Whatever changes something goes through here, and nothing else does.
-    let (changing, _) = api.changing.merge(pages.changing).split_for_parts();
-    let changing = changing.route_layer(from_fn_with_state(Arc::clone(&console), access::operators_only));
+    let (closed, _) = api::routes().split_for_parts();
     let open = match console.access.people() {
         Some(_) => pages::open_routes().merge(pages::sign_in::routes()),
         None => pages::open_routes(),
@@ -81,13 +76,14 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
         let document = document.clone();
         async move { ([(header::CONTENT_TYPE, "application/json")], document) }
     });
-    reading
-        .merge(changing)
-        .route_layer(from_fn_with_state(Arc::clone(&console), access::known_only))
+    closed
+        .merge(pages::routes())
+        .route_layer(from_fn_with_state(Arc::clone(&console), access::guarded))
         .merge(open)
         .route("/v1/openapi.json", told)
         .fallback(problem::no_such_page)
         .method_not_allowed_fallback(problem::no_such_method)
+        .layer(from_fn(problem::readable))
         .layer(packing())
         .layer(from_fn(access::headers))
         .with_state(console)
@@ -108,14 +104,5 @@ impl Limits {
 
 /// What the interface for HTTP clients is, as an OpenAPI document.
 pub fn openapi() -> serde_json::Value {
-    let api = api::routes();
-    openapi::document(api.reading.merge(api.changing).into_openapi())
-}
-
-/// Routes of one kind, by what they do.
-struct Routes {
-    /// Those that change nothing.
-    reading: OpenApiRouter<Arc<Console>>,
-    /// Those that send requests.
-    changing: OpenApiRouter<Arc<Console>>,
+    openapi::document(api::routes().into_openapi())
 }

@@ -1,12 +1,18 @@
 //! Errors as HTTP clients get them: problem details (RFC 9457).
 
+use axum::body::to_bytes;
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use strongroom_store::StoreErrorKind;
 use strongroom_vault::VaultError;
 
-use crate::pages;
+use crate::access::refused;
+
+/// The most that axum says of a request.
+const MAX_SAID_BYTES: usize = 4096;
 
 /// An error, with what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +39,13 @@ impl Problem {
         let detail = "you are known and have no role here: ask whoever runs this console to have you put into a group of its viewers or \
                       operators, then sign in again";
         Self::new(StatusCode::FORBIDDEN, detail)
+    }
+
+    /// Says when trying again may help, if that is known.
+    pub fn tell_when(&self, response: &mut Response) {
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
     }
 
     /// Nothing of that name.
@@ -65,21 +78,32 @@ impl IntoResponse for Problem {
         let title = self.status.canonical_reason().unwrap_or("error");
         let body = json!({ "type": "about:blank", "title": title, "status": self.status.as_u16(), "detail": self.detail });
         let mut response = (self.status, body.to_string()).into_response();
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if let Some(seconds) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
-        }
+        let kind = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        self.tell_when(&mut response);
         response
     }
 }
 
 /// What is nowhere: to browsers, as a page.
 pub async fn no_such_page(headers: HeaderMap, uri: Uri) -> Response {
-    let problem = Problem::not_found("page", uri.path());
-    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
-    let is_browser = accept.is_some_and(|accept| accept.contains("text/html"));
-    if is_browser { pages::sorry(problem) } else { problem.into_response() }
+    refused(&headers, Problem::not_found("page", uri.path()))
+}
+
+/// Turns what axum says of a request that it could not take apart, which is plain text, into a problem.
+pub async fn readable(request: Request, next: Next) -> Response {
+    let headers = request.headers().clone();
+    let response = next.run(request).await;
+    let status = response.status();
+    let is_plain = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"text/plain"));
+    if !(is_plain && (status.is_client_error() || status.is_server_error())) {
+        return response;
+    }
+    let said = to_bytes(response.into_body(), MAX_SAID_BYTES).await.unwrap_or_default();
+    refused(&headers, Problem::new(status, String::from_utf8_lossy(&said).into_owned()))
 }
 
 /// What is there and can't be done so.

@@ -6,7 +6,7 @@ use strongroom_fleet::Service;
 use strongroom_fleet::home::Change;
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::schedule::Schedule;
-use strongroom_fleet::settings::{FleetSettings, Host, check_host_name};
+use strongroom_fleet::settings::{FleetSettings, Host, check_host_name, check_target_name};
 use strongroom_fleet::shard::{SHARDS, Shard, shard_of};
 use strongroom_fleet::volume::{VolumeSpec, VolumeState};
 use strongroom_format::manifest::check_volume_name;
@@ -61,6 +61,7 @@ pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
             let added = service.home.now();
             change_settings(service, |settings| {
                 settings.hosts.entry(host.clone()).or_insert(Host { added });
+                Ok(())
             })
             .await
         }
@@ -68,13 +69,30 @@ pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
             refuse_if_used(service, "host", host, |spec| &spec.host == host).await?;
             change_settings(service, |settings| {
                 settings.hosts.remove(host);
+                Ok(())
             })
             .await
         }
         Wanted::TargetPut { name, target } => {
-            check_volume_name(name).and_then(|()| target.check()).map_err(VaultError::Invalid)?;
+            check_target_name(name).and_then(|()| target.check()).map_err(VaultError::Invalid)?;
             change_settings(service, |settings| {
                 settings.targets.insert(name.clone(), target.clone());
+                Ok(())
+            })
+            .await
+        }
+        Wanted::TargetPatch { name, address, kms_key, region } => {
+            change_settings(service, |settings| {
+                let target = settings.targets.get_mut(name).ok_or_else(|| unknown("target", name))?;
+                for (what, new) in [(&mut target.kms_key, kms_key), (&mut target.region, region)] {
+                    if new.is_some() {
+                        what.clone_from(new);
+                    }
+                }
+                if let Some(address) = address {
+                    target.address.clone_from(address);
+                }
+                target.check().map_err(VaultError::Invalid)
             })
             .await
         }
@@ -82,6 +100,7 @@ pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
             refuse_if_used(service, "target", name, |spec| spec.target.as_ref() == Some(name)).await?;
             change_settings(service, |settings| {
                 settings.targets.remove(name);
+                Ok(())
             })
             .await
         }
@@ -139,12 +158,15 @@ async fn change_volumes(
         .await
 }
 
-async fn change_settings(service: &Service, edit: impl Fn(&mut FleetSettings)) -> VaultResult<()> {
+async fn change_settings(
+    service: &Service,
+    edit: impl Fn(&mut FleetSettings) -> VaultResult<()>,
+) -> VaultResult<()> {
     service
         .home
         .change_settings(|settings| {
             let mut next = settings.clone();
-            edit(&mut next);
+            edit(&mut next)?;
             Ok(if next == *settings { Change::Keep(()) } else { Change::Replace(next, ()) })
         })
         .await

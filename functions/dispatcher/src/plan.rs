@@ -56,6 +56,7 @@ pub async fn job_of(service: &Service, wanted: &Wanted) -> VaultResult<Job> {
         Wanted::HostPut { host } => change(format!("put host {host}")),
         Wanted::HostDelete { host } => change(format!("forget host {host}")),
         Wanted::TargetPut { name, .. } => change(format!("put target {name}")),
+        Wanted::TargetPatch { name, .. } => change(format!("change target {name}")),
         Wanted::TargetDelete { name } => change(format!("forget target {name}")),
     })
 }

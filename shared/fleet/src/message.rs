@@ -152,6 +152,20 @@ pub enum Wanted {
         /// How it is reached.
         target: TargetEntry,
     },
+    /// Change how a target is reached; what is left out stays.
+    TargetPatch {
+        /// What the fleet calls it.
+        name: String,
+        /// Where it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<String>,
+        /// The AWS KMS key that opens its catalog.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        kms_key: Option<String>,
+        /// Region of the bucket.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        region: Option<String>,
+    },
     /// Forget a target that no volume goes to any more; its objects stay.
     TargetDelete {
         /// Its name.

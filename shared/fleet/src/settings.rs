@@ -81,6 +81,20 @@ impl TargetEntry {
     }
 }
 
+/// What the target is called that the fleet keeps its own state in, wherever one of all targets is named.
+pub const HOME: &str = "home";
+
+/// Says what is wrong with the name of a target besides the home, if anything.
+///
+/// # Errors
+/// The reason, in words.
+pub fn check_target_name(name: &str) -> Result<(), String> {
+    if name == HOME {
+        return Err("target 'home': that is the one that the fleet keeps its own state in; call this one something else".to_owned());
+    }
+    check_volume_name(name).map_err(|reason| reason.replacen("volume", "target", 1))
+}
+
 /// Says what is wrong with the name of a host, if anything.
 ///
 /// # Errors

@@ -21,7 +21,7 @@ use tokens::Tokens;
 
 use crate::Console;
 use crate::pages::{self, sign_in};
-use crate::problem::Problem;
+use crate::problem::{Answered, Problem};
 
 /// What somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -134,15 +134,20 @@ fn wants_html(headers: &HeaderMap) -> bool {
 }
 
 /// An error, as whoever asked can read it.
-fn refused(headers: &HeaderMap, problem: Problem) -> Response {
+pub fn refused(headers: &HeaderMap, problem: Problem) -> Response {
     if wants_html(headers) { pages::sorry(problem) } else { problem.into_response() }
 }
 
-/// Lets only those pass who are known.
-pub async fn known_only(State(console): State<Arc<Console>>, mut request: Request, next: Next) -> Response {
+/// Lets only those pass who are known, and only operators where something changes.
+pub async fn guarded(State(console): State<Arc<Console>>, mut request: Request, next: Next) -> Response {
     let now = console.service.home.now();
     match (console.access.caller(&request, now), console.access.people()) {
         (Ok(caller), _) => {
+            if !request.method().is_safe()
+                && let Err(refusal) = may_change(&console, &caller, &request)
+            {
+                return refused(request.headers(), refusal);
+            }
             request.extensions_mut().insert(caller);
             next.run(request).await
         }
@@ -172,15 +177,13 @@ pub async fn known_only(State(console): State<Arc<Console>>, mut request: Reques
     }
 }
 
-/// Lets only operators pass, and only so many.
-pub async fn operators_only(State(console): State<Arc<Console>>, request: Request, next: Next) -> Response {
-    let headers = request.headers();
-    let forbidden = |detail: &str| refused(headers, Problem::new(StatusCode::FORBIDDEN, detail));
-    let operator = request.extensions().get::<Caller>().filter(|caller| caller.role == Role::Operator);
-    let Some(operator) = operator else {
+/// Lets only operators change something, from pages of this console if they are known by a cookie, and only so much.
+fn may_change(console: &Console, caller: &Caller, request: &Request) -> Answered<()> {
+    let forbidden = |detail: &str| Err(Problem::new(StatusCode::FORBIDDEN, detail));
+    if caller.role != Role::Operator {
         return forbidden("this takes an operator, and you are here as a viewer");
-    };
-    if operator.by_cookie && !is_from_here(headers) {
+    }
+    if caller.by_cookie && !is_from_here(request.headers()) {
         return forbidden(
             "another site asked for this; ask from a page of this console, or send the token as `Authorization: Bearer TOKEN`",
         );
@@ -188,10 +191,10 @@ pub async fn operators_only(State(console): State<Arc<Console>>, request: Reques
     if let Err(wait_ms) = console.limit.take(console.service.home.now()) {
         let detail = "more changes are asked for than one console takes in a minute";
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, detail);
-        return refused(headers, Problem { retry_after: Some(wait_ms.div_ceil(1000)), ..problem });
+        return Err(Problem { retry_after: Some(wait_ms.div_ceil(1000)), ..problem });
     }
-    info!(by = operator.name, method = %request.method(), path = request.uri().path(), "a change is asked for");
-    next.run(request).await
+    info!(by = caller.name, method = %request.method(), path = request.uri().path(), "a change is asked for");
+    Ok(())
 }
 
 /// Tells browsers to run and load nothing but what comes from here, and to keep nothing.

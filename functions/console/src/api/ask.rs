@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strongroom_fleet::message::{Message, Request, Wanted, is_named};
 use strongroom_fleet::schedule::Schedule;
-use strongroom_fleet::settings::{TargetEntry, check_host_name};
+use strongroom_fleet::settings::{TargetEntry, check_host_name, check_target_name};
 use strongroom_fleet::shard::run_of_request;
 use strongroom_fleet::volume::VolumeSpec;
 use strongroom_fleet::{QueueName, Service};
@@ -22,22 +22,42 @@ use strongroom_format::ids::RunId;
 use strongroom_format::manifest::check_volume_name;
 use utoipa::ToSchema;
 
-use super::{Asked, InTarget, asked, backup_id};
+use super::{Asked, InTarget, asked, backup_id, besides_home};
 use crate::Console;
 use crate::answer::Taken;
 use crate::problem::{Answered, Problem};
 
 /// The header of an idempotency key: what is sent again under its key is the same request.
 const KEY: &str = "idempotency-key";
+/// The longest of them.
+const MAX_KEY_BYTES: usize = 128;
+/// So much of one is kept as it is. A character has 4 bytes at the most: with what is added, it stays below what a message takes.
+const KEY_CHARS: usize = 20;
 
-/// Sends a request, and says which run it is.
+/// Sends a request, and says which run it is. Sent twice under a key, it is one run; another one under the same key is another run, and is
+/// not lost for it.
 pub async fn send(service: &Service, key: Option<&str>, wanted: Wanted) -> Answered<RunId> {
-    let drawn = || service.home.target().context.entropy.with(|rng| format!("{:032x}", rng.random::<u128>()));
-    let request = Request::new(key.map_or_else(drawn, str::to_owned), wanted);
-    request.check_key().map_err(|error| Problem::new(StatusCode::BAD_REQUEST, error.to_string()))?;
+    let key = match key {
+        Some(key) => key_of(key, &wanted)?,
+        None => service.home.target().context.entropy.with(|rng| format!("{:032x}", rng.random::<u128>())),
+    };
+    let request = Request::new(key, wanted);
     let run = run_of_request(service.home.sealer(), &request.key);
     service.outbox.send(&QueueName::Requests, &[request.to_json()]).await?;
     Ok(run)
+}
+
+/// What a request is called that somebody asks for under a key.
+fn key_of(key: &str, wanted: &Wanted) -> Answered<String> {
+    if !(1..=MAX_KEY_BYTES).contains(&key.len()) {
+        let detail = format!("an idempotency key has 1 to {MAX_KEY_BYTES} bytes");
+        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
+    }
+    let content = serde_json::to_vec(wanted).unwrap_or_default();
+    let hash = blake3::Hasher::new().update(key.as_bytes()).update(&[0]).update(&content).finalize().to_hex();
+    // Readable, where it is short: runs keep it.
+    let readable: String = key.chars().take(KEY_CHARS).collect();
+    Ok(format!("{readable}-{}", &hash[..32]))
 }
 
 /// Sends what a client asks for, under its idempotency key if it gave one.
@@ -154,7 +174,7 @@ pub async fn backup_delete(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let backups = vec![backup_id(&name)?.to_string()];
-    sender.send(Wanted::Delete { backups, target: asked(query)?.target }).await
+    sender.send(Wanted::Delete { backups, target: besides_home(asked(query)?.target) }).await
 }
 
 /// Takes a backup out of the trash.
@@ -165,7 +185,7 @@ pub async fn backup_undelete(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let backups = vec![backup_id(&name)?.to_string()];
-    sender.send(Wanted::Undelete { backups, target: asked(query)?.target }).await
+    sender.send(Wanted::Undelete { backups, target: besides_home(asked(query)?.target) }).await
 }
 
 /// Where a backup is restored to.
@@ -220,7 +240,9 @@ pub async fn backup_restore(sender: Sender, Path(name): Path<String>, restore: B
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "say where the backup is restored to"));
     }
     let range = range.map(ByteRange::checked).transpose()?;
-    sender.send(Wanted::Restore { backup, host, destination, range, overwrite, target }).await
+    sender
+        .send(Wanted::Restore { backup, host, destination, range, overwrite, target: besides_home(target) })
+        .await
 }
 
 /// Adds a host: a queue, of which its agent takes what is to be done.
@@ -244,7 +266,7 @@ pub async fn host_delete(sender: Sender, Path(host): Path<String>) -> Answered<R
 )]
 pub async fn target_put(sender: Sender, Path(name): Path<String>, target: Body) -> Answered<Response> {
     let target: TargetEntry = body(target)?;
-    checked(check_volume_name(&name).map_err(|reason| reason.replacen("volume", "target", 1)))?;
+    checked(check_target_name(&name))?;
     checked(target.check())?;
     sender.send(Wanted::TargetPut { name, target }).await
 }
@@ -270,13 +292,9 @@ pub async fn target_patch(sender: Sender, Path(name): Path<String>, change: Body
     let TargetPatch { address, kms_key, region } = body(change)?;
     let known = sender.console.service.home.settings().await?.targets.remove(&name);
     let known = known.ok_or_else(|| Problem::not_found("target", &name))?;
-    let target = TargetEntry {
-        address: address.unwrap_or(known.address),
-        kms_key: kms_key.or(known.kms_key),
-        region: region.or(known.region),
-    };
-    checked(target.check())?;
-    sender.send(Wanted::TargetPut { name, target }).await
+    // What is left out is as it will be then; what is given must be right with any of it.
+    checked(TargetEntry { address: address.clone().unwrap_or(known.address), ..known }.check())?;
+    sender.send(Wanted::TargetPatch { name, address, kms_key, region }).await
 }
 
 /// Forgets a target that no volume goes to any more; its objects stay.
@@ -299,7 +317,7 @@ pub struct Retention {
 #[utoipa::path(post, path = "/v1/retention", tag = "upkeep", request_body = Retention, responses((status = 202, body = Taken)))]
 pub async fn retention(sender: Sender, asked: Body) -> Answered<Response> {
     let Retention { volume, target } = body(asked)?;
-    sender.send(Wanted::Retention { volume, policy: None, target }).await
+    sender.send(Wanted::Retention { volume, policy: None, target: besides_home(target) }).await
 }
 
 /// What collection is asked for.
@@ -316,5 +334,5 @@ pub struct Gc {
 #[utoipa::path(post, path = "/v1/gc", tag = "upkeep", request_body = Gc, responses((status = 202, body = Taken)))]
 pub async fn gc(sender: Sender, asked: Body) -> Answered<Response> {
     let Gc { grace_ms, target } = body(asked)?;
-    sender.send(Wanted::Gc { grace_ms, target }).await
+    sender.send(Wanted::Gc { grace_ms, target: besides_home(target) }).await
 }

@@ -6,10 +6,13 @@ pub mod follow;
 #[allow(unused_qualifications, reason = "utoipa names parameters so")]
 pub mod read;
 
+use std::sync::Arc;
+
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
 use serde::Deserialize;
+use strongroom_fleet::settings::HOME;
 use strongroom_format::ids::BackupId;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,7 +21,7 @@ use utoipa_axum::routes;
 pub use ask::send;
 pub use read::{audited, collection_plan};
 
-use crate::Routes;
+use crate::Console;
 use crate::answer::Page;
 use crate::problem::{Answered, Problem};
 
@@ -28,7 +31,7 @@ const PAGE: usize = 100;
 const MAX_PAGE: usize = 1000;
 
 /// All of it.
-pub fn routes() -> Routes {
+pub fn routes() -> OpenApiRouter<Arc<Console>> {
     let reading = OpenApiRouter::default()
         .routes(routes!(read::volumes))
         .routes(routes!(read::volume))
@@ -56,7 +59,7 @@ pub fn routes() -> Routes {
         .routes(routes!(ask::target_put, ask::target_patch, ask::target_delete))
         .routes(routes!(ask::retention))
         .routes(routes!(ask::gc));
-    Routes { reading, changing }
+    reading.merge(changing)
 }
 
 /// Which target is meant.
@@ -64,8 +67,22 @@ pub fn routes() -> Routes {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct InTarget {
-    /// A target of the fleet; the home if none is named.
+    /// A target of the fleet; the home if none is named, or `home` is.
     target: Option<String>,
+}
+
+/// In which target a volume is meant.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct OfVolume {
+    /// A target of the fleet, or `home`; wherever the volume goes or has backups, if none is named.
+    target: Option<String>,
+}
+
+/// The target of a name; `None` is the home.
+fn besides_home(target: Option<String>) -> Option<String> {
+    target.filter(|name| name != HOME)
 }
 
 /// What a client gave after the `?`.

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use strongroom_catalog::find::find;
 use strongroom_fleet::run::Run;
 use strongroom_fleet::schedule::Schedule;
+use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::time;
 use strongroom_format::ids::{Epoch, RunId, TimestampMs};
 use strongroom_vault::VaultError;
@@ -17,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use utoipa::IntoParams;
 
-use super::{Asked, InTarget, asked, cut};
+use super::{Asked, InTarget, OfVolume, asked, besides_home, cut};
 use crate::Console;
 use crate::answer::{
     BackupAnswer, CollectionAnswer, HostAnswer, Page, RetentionAnswer, RunAnswer, ScheduleAnswer,
@@ -37,7 +38,7 @@ const MAX_STEPS: u64 = 100;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct VolumesAsked {
-    /// Only those that go to this target of the fleet.
+    /// Only those that go to this target of the fleet, or to `home`, or have backups there.
     target: Option<String>,
     /// Only those that have this in their name, their host's or their target's, in capitals or not.
     q: Option<String>,
@@ -59,9 +60,13 @@ pub async fn volumes(
 ) -> Answered<Response> {
     let VolumesAsked { target, q, health, limit, after } = asked(query)?;
     let fleet = Fleet::read(&console.service, &console.seen).await?;
+    let target = target.map(|name| Some(name).filter(|name| name != HOME));
+    if let Some(Some(name)) = target.as_ref().filter(|target| !fleet.roots.contains_key(*target)) {
+        return Err(Problem::not_found("target", name));
+    }
     let text = q.map(|text| text.trim().to_lowercase());
     let is_meant = |line: &Line<'_>| {
-        (target.is_none() || target.as_deref() == line.target)
+        target.as_ref().is_none_or(|target| target.as_deref() == line.target)
             && text.as_deref().is_none_or(|text| line.has(text))
             && health.is_none_or(|health| health == line.health)
     };
@@ -77,15 +82,15 @@ pub async fn volumes(
 }
 
 /// Tells how a volume is.
-#[utoipa::path(get, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path), InTarget), responses((status = 200, body = VolumeAnswer)))]
+#[utoipa::path(get, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path), OfVolume), responses((status = 200, body = VolumeAnswer)))]
 pub async fn volume(
     State(console): State<Arc<Console>>,
     Path(name): Path<String>,
     headers: HeaderMap,
-    query: Asked<InTarget>,
+    query: Asked<OfVolume>,
 ) -> Answered<Response> {
-    let InTarget { target } = asked(query)?;
-    let target = target.as_deref().map(Some);
+    let OfVolume { target } = asked(query)?;
+    let target = target.as_deref().map(|name| Some(name).filter(|name| *name != HOME));
     let fleet = Fleet::of_volume(&console.service, &console.seen, &name, target).await?;
     let line = fleet.line(&name, target);
     json(&headers, &VolumeAnswer::new(&line.ok_or_else(|| Problem::not_found("volume", &name))?, fleet.now))
@@ -125,7 +130,7 @@ pub async fn schedule_preview(
 pub struct BackupsAsked {
     /// Only this volume's.
     volume: Option<String>,
-    /// A target of the fleet; the home if none is named.
+    /// A target of the fleet; the home if none is named, or `home` is.
     target: Option<String>,
     /// Those in the trash, instead of live ones.
     trash: Option<bool>,
@@ -144,6 +149,7 @@ pub async fn backups(
     query: Asked<BackupsAsked>,
 ) -> Answered<Response> {
     let BackupsAsked { volume, target, trash, limit, after } = asked(query)?;
+    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let in_trash = trash.unwrap_or(false);
     let is_meant = |name: &str| volume.as_deref().is_none_or(|only| only == name);
@@ -168,6 +174,7 @@ pub async fn backup(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let InTarget { target } = asked(query)?;
+    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let (volume, backup) =
         find(&root, &name).map_err(|error| Problem::new(StatusCode::NOT_FOUND, error.to_string()))?;
@@ -252,7 +259,7 @@ pub async fn target(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct OfTarget {
-    /// A target of the fleet; the home if none is named.
+    /// A target of the fleet; the home if none is named, or `home` is.
     target: Option<String>,
     /// Only this volume.
     volume: Option<String>,
@@ -266,6 +273,7 @@ pub async fn stats(
     query: Asked<OfTarget>,
 ) -> Answered<Response> {
     let OfTarget { target, volume } = asked(query)?;
+    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let is_meant = |name: &str| volume.as_deref().is_none_or(|only| only == name);
     let backups = root.backups().filter(|(name, _)| is_meant(name)).map(|(_, backup)| backup);
@@ -280,6 +288,7 @@ pub async fn retention_plan(
     query: Asked<OfTarget>,
 ) -> Answered<Response> {
     let OfTarget { target, volume } = asked(query)?;
+    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let plans =
         strongroom_retention::plans(&console.service, target.as_deref(), &root, volume.as_deref()).await?;
@@ -294,6 +303,7 @@ pub async fn gc_plan(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let InTarget { target } = asked(query)?;
+    let target = besides_home(target);
     json(&headers, &collection_plan(&console, target.as_deref()).await?)
 }
 
@@ -324,7 +334,7 @@ pub async fn collection_plan(console: &Console, target: Option<&str>) -> Answere
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct AuditAsked {
-    /// A target of the fleet; the home if none is named.
+    /// A target of the fleet; the home if none is named, or `home` is.
     target: Option<String>,
     /// Only steps up to this epoch.
     until: Option<u64>,
@@ -341,6 +351,7 @@ pub async fn audit(
     query: Asked<AuditAsked>,
 ) -> Answered<Response> {
     let AuditAsked { target, until, limit } = asked(query)?;
+    let target = besides_home(target);
     json(&headers, &audited(&console, target.as_deref(), until, limit).await?)
 }
 

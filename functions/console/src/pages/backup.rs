@@ -7,6 +7,7 @@ use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
+use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::{ago, bytes, time};
 use strongroom_format::ids::BackupId;
 
@@ -32,6 +33,7 @@ struct BackupPage<'a> {
     logical_bytes: u64,
     expected: String,
     target: String,
+    volume_in: String,
     key: String,
 }
 
@@ -86,7 +88,8 @@ pub async fn backup(
         length: bytes(backup.logical_bytes),
         logical_bytes: backup.logical_bytes,
         expected,
-        target: asked.target.clone(),
+        target: asked.name().unwrap_or_default().to_owned(),
+        volume_in: super::in_target(Some(asked.name().unwrap_or(HOME))),
         key: key(&console),
     })
 }

@@ -7,9 +7,8 @@ use axum::extract::{Extension, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
-use strongroom_fleet::settings::TargetEntry;
+use strongroom_fleet::settings::{TargetEntry, check_target_name};
 use strongroom_fleet::text::time;
-use strongroom_format::manifest::check_volume_name;
 
 use super::{Filled, Shown, ask, filled, key, show, some};
 use crate::Console;
@@ -72,8 +71,7 @@ pub async fn target_put(State(console): State<Arc<Console>>, form: Filled<Descri
     let given = |text: &str| some(text.trim()).map(str::to_owned);
     let target =
         TargetEntry { address: address.trim().to_owned(), kms_key: given(&kms_key), region: given(&region) };
-    check_volume_name(&name)
-        .map_err(|reason| reason.replacen("volume", "target", 1))
+    check_target_name(&name)
         .and_then(|()| target.check())
         .map_err(|reason| Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason))?;
     ask(&console, &key, Wanted::TargetPut { name, target }).await

@@ -21,15 +21,16 @@ use axum::{Form, Router};
 use rand::RngExt;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
-use utoipa_axum::router::OpenApiRouter;
+use strongroom_fleet::settings::HOME;
 
+use crate::Console;
 use crate::api::{follow, read, send};
+use crate::fleet::Line;
 use crate::problem::Problem;
-use crate::{Console, Routes};
 
 /// All pages, for those who are let in.
-pub fn routes() -> Routes {
-    let reading = OpenApiRouter::default()
+pub fn routes() -> Router<Arc<Console>> {
+    let reading = Router::new()
         .route("/", get(overview::overview))
         .route("/new-volume", get(volume::new))
         .route("/volumes/{volume}", get(volume::volume))
@@ -45,7 +46,7 @@ pub fn routes() -> Routes {
         // What the scripts of pages ask, apart from `/v1`: on AWS, a gateway lets nobody through to that who shows a session alone.
         .route("/live/runs/{run}/events", get(follow::events))
         .route("/live/schedules/preview", get(read::schedule_preview));
-    let changing = OpenApiRouter::default()
+    let changing = Router::new()
         .route("/new-volume", post(volume::put))
         .route("/volumes/{volume}/backup", post(volume::back_up))
         .route("/volumes/{volume}/schedule", post(volume::schedule))
@@ -57,7 +58,7 @@ pub fn routes() -> Routes {
         .route("/targets/forget", post(fleet_parts::target_forget))
         .route("/retention", post(upkeep::retention_run))
         .route("/gc", post(upkeep::gc_run));
-    Routes { reading, changing }
+    reading.merge(changing)
 }
 
 /// What is the same for everybody, and may be kept for a while.
@@ -91,10 +92,10 @@ impl IntoResponse for Sorry {
     fn into_response(self) -> Response {
         let Self(Problem { status, detail, .. }) = &self;
         let title = status.canonical_reason().unwrap_or("error");
-        match (ProblemPage { title, detail }).render() {
-            Ok(page) => (*status, Html(page)).into_response(),
-            Err(_) => self.0.into_response(),
-        }
+        let Ok(page) = (ProblemPage { title, detail }).render() else { return self.0.into_response() };
+        let mut response = (*status, Html(page)).into_response();
+        self.0.tell_when(&mut response);
+        response
     }
 }
 
@@ -124,6 +125,12 @@ fn key(console: &Console) -> String {
     console.service.home.target().context.entropy.with(|rng| format!("page-{:032x}", rng.random::<u128>()))
 }
 
+/// How a link to a volume says in which target: nothing where it goes there anyway.
+fn volume_in(line: &Line<'_>) -> String {
+    let goes_there = line.state.is_some() || line.leader.is_some();
+    in_target(line.target.or_else(|| (!goes_there).then_some(HOME)))
+}
+
 /// How a link says which target is meant.
 fn in_target(target: Option<&str>) -> String {
     match target {
@@ -144,7 +151,12 @@ struct InTarget {
 
 impl InTarget {
     fn name(&self) -> Option<&str> {
-        some(&self.target)
+        some(&self.target).filter(|name| *name != HOME)
+    }
+
+    /// The same for a page that is about whichever target there is something in, if none is named.
+    fn meant(&self) -> Option<Option<&str>> {
+        some(&self.target).map(|_| self.name())
     }
 }
 
@@ -200,9 +212,7 @@ fn filled<T>(form: Filled<T>) -> Result<T, Sorry> {
 /// Sends what a form asks for, and shows its run. `key`: that of the page it is on.
 async fn ask(console: &Console, key: &str, wanted: Wanted) -> Shown {
     // Sent twice, a form is one request; sent again with something else in it, as after going back to correct it, it is another.
-    let content = serde_json::to_vec(&wanted).unwrap_or_default();
-    let key = format!("{key}-{}", &blake3::hash(&content).to_hex()[..32]);
-    let run = send(&console.service, Some(&key), wanted).await?;
+    let run = send(&console.service, Some(key), wanted).await?;
     Ok(Redirect::to(&format!("/runs/{run}")).into_response())
 }
 

@@ -10,7 +10,7 @@ use strongroom_fleet::digest::{Totals, day_of};
 use strongroom_fleet::text::{ago, bytes, time};
 
 use super::chart::{Growth, factor};
-use super::{InTarget, Shown, TargetLink, in_target, show, target_links};
+use super::{InTarget, Shown, TargetLink, show, target_links, volume_in};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::answer::DayAnswer;
@@ -51,7 +51,7 @@ impl<'a> VolumeRow<'a> {
         Self {
             name: line.name,
             target: line.target.unwrap_or_default(),
-            in_target: in_target(line.target),
+            in_target: volume_in(line),
             health: line.health.text(),
             class: line.health.class(),
             host: line.host().unwrap_or_default(),
@@ -163,8 +163,7 @@ pub async fn overview(
     let totals = fleet.totals();
     let text = asked.q.trim().to_lowercase();
     let is_filtered = !text.is_empty() || health.is_some();
-    let is_meant =
-        |line: &&Line<'_>| line.has(&text) && health.is_none_or(|health| health == line.health);
+    let is_meant = |line: &&Line<'_>| line.has(&text) && health.is_none_or(|health| health == line.health);
     let mut found: Vec<&Line<'_>> = lines.iter().filter(is_meant).collect();
     found.sort_by_key(|line| (line.health, line.name, line.target));
     let shown = found.iter().skip(asked.from).take(SHOWN);

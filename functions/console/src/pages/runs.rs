@@ -5,6 +5,7 @@ use std::sync::Arc;
 use askama::Template;
 use axum::extract::{Path, State};
 use strongroom_fleet::run::{Run, RunState};
+use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::{bytes, time};
 use strongroom_format::ids::RunId;
 
@@ -89,7 +90,10 @@ pub async fn run(State(console): State<Arc<Console>>, Path(name): Path<String>) 
         let in_target = super::in_target(run.job.target());
         page.row = Some(RunRow::new(id, &run));
         page.has_ended = run.has_ended();
-        page.volume = run.job.volume().map(|volume| (volume.to_owned(), in_target.clone()));
+        page.volume = run
+            .job
+            .volume()
+            .map(|volume| (volume.to_owned(), super::in_target(Some(run.job.target().unwrap_or(HOME)))));
         match &run.state {
             RunState::Running { done_bytes, total_bytes, .. } => {
                 (page.done_bytes, page.total_bytes) = (*done_bytes, *total_bytes);

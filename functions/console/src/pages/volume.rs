@@ -85,7 +85,7 @@ pub async fn volume(
     Path(name): Path<String>,
     Query(asked): Query<InTarget>,
 ) -> Shown {
-    let target = asked.name().map(Some);
+    let target = asked.meant();
     let fleet = Fleet::of_volume(&console.service, &console.seen, &name, target).await?;
     let line = fleet.line(&name, target);
     let line = line.ok_or_else(|| Problem::not_found("volume", &name))?;
