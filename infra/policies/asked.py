@@ -35,6 +35,9 @@ OWN_QUEUE = {
     "host-hv-02": "host-hv-02",
 }
 QUEUES = list(OWN_QUEUE.values())
+# The console has no queue: its API asks it.
+FUNCTIONS = [*(party for party in OWN_QUEUE if party not in HOSTS), "console"]
+PARTIES = [*FUNCTIONS, *HOSTS]
 CATALOG_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/catalog"
 RESTORE_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/restore"
 OTHER_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/other"
@@ -55,7 +58,12 @@ OTHERS = [
     ("iam:CreateAccessKey", f"arn:aws:iam::{ACCOUNT}:user/admin"),
     ("iam:CreateUser", f"arn:aws:iam::{ACCOUNT}:user/new"),
     *(("sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/strongroom-{party}") for party in ("gc", "host-hv-02")),
-    *((f"lambda:{action}", f"arn:aws:lambda:eu-central-1:{ACCOUNT}:function:strongroom-gc") for action in ("InvokeFunction", "UpdateFunctionCode", "UpdateFunctionConfiguration")),
+    *(
+        (f"lambda:{action}", f"arn:aws:lambda:eu-central-1:{ACCOUNT}:function:strongroom-{function}")
+        for function in ("gc", "console")
+        for action in ("InvokeFunction", "UpdateFunctionCode", "UpdateFunctionConfiguration", "AddPermission", "CreateFunctionUrlConfig")
+    ),
+    *((f"apigateway:{action}", "arn:aws:apigateway:eu-central-1::/apis/console/authorizers/1") for action in ("PATCH", "DELETE")),
     ("events:PutRule", f"arn:aws:events:eu-central-1:{ACCOUNT}:rule/strongroom-ticks"),
     ("events:DisableRule", f"arn:aws:events:eu-central-1:{ACCOUNT}:rule/strongroom-ticks"),
     ("sns:Publish", f"arn:aws:sns:eu-central-1:{ACCOUNT}:strongroom-alarms"),
@@ -143,8 +151,7 @@ def requests_of(_party):
     names = [*QUEUES, *(f"{name}-dead" for name in QUEUES), "undelivered", "host-hv-03"]
     found += [queue(action, name) for name in names for action in QUEUE_ACTIONS]
     found += [Request(f"sqs:{action}", f"arn:aws:sqs:eu-central-1:{ACCOUNT}:payroll", "a queue of others") for action in QUEUE_ACTIONS]
-    functions = [party for party in OWN_QUEUE if not party.startswith("host-")]
-    found += [log(action, party) for party in functions for action in ("CreateLogStream", "PutLogEvents", "DeleteLogGroup", "GetLogEvents")]
+    found += [log(action, party) for party in FUNCTIONS for action in ("CreateLogStream", "PutLogEvents", "DeleteLogGroup", "GetLogEvents")]
     found += [Request(action, resource) for action, resource in OTHERS]
     return tuple(found)
 
@@ -178,8 +185,9 @@ def expected_requests(party, calls):
                 "delete": Request("s3:DeleteObject", resource, what),
             }[operation]
         )
-    own = OWN_QUEUE[party]
-    found |= {queue(action, f"{own}-dead") for action in ("SendMessage", "GetQueueUrl")}
+    own = OWN_QUEUE.get(party)
+    if own:
+        found |= {queue(action, f"{own}-dead") for action in ("SendMessage", "GetQueueUrl")}
     if is_host:
         found.add(decrypt(CATALOG_KEY, "ingest"))
         found |= {queue(action, own) for action in ("ReceiveMessage", "DeleteMessage", "ChangeMessageVisibility", "SendMessage", "GetQueueUrl")}
@@ -187,7 +195,8 @@ def expected_requests(party, calls):
             found.add(decrypt(RESTORE_KEY, "restore"))
     else:
         # What Lambda does in the function's name.
-        found |= {queue(action, own) for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes")}
+        if own:
+            found |= {queue(action, own) for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes")}
         found |= {log(action, party) for action in ("CreateLogStream", "PutLogEvents")}
         found |= {Request(action, "*") for action in ("xray:PutTraceSegments", "xray:PutTelemetryRecords")}
     return found

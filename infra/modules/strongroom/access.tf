@@ -64,7 +64,7 @@ locals {
     read    = ["keyring", "fleet", "runs", "root", "roots", "nodes", "manifests", "segments", "index", "inbox"]
     create  = []
     replace = []
-    list    = ["runs", "nodes", "manifests", "segments", "index", "packs", "inbox"]
+    list    = ["runs", "roots", "manifests", "segments", "index", "packs", "inbox"]
     delete  = []
     send    = ["requests"]
   }
