@@ -63,13 +63,10 @@ module "strongroom" {
 
 output "environment" {
   description = "What an operator's shell exports."
-  value       = <<-EOT
-    export STRONGROOM_TARGET=${module.strongroom.target}
-    export STRONGROOM_KMS_KEY=${module.strongroom.kms_key}
-    export STRONGROOM_RESTORE_KMS_KEY=${module.strongroom.restore_kms_key}
-    export STRONGROOM_QUEUES=${module.strongroom.queues}
-    %{if var.console != null~}
-    export STRONGROOM_TEST_CONSOLE=${module.strongroom.console_url}
-    %{endif~}
-  EOT
+  value = join("", [for line in concat([
+    "STRONGROOM_TARGET=${module.strongroom.target}",
+    "STRONGROOM_KMS_KEY=${module.strongroom.kms_key}",
+    "STRONGROOM_RESTORE_KMS_KEY=${module.strongroom.restore_kms_key}",
+    "STRONGROOM_QUEUES=${module.strongroom.queues}",
+  ], module.strongroom.console_url == null ? [] : ["STRONGROOM_TEST_CONSOLE=${module.strongroom.console_url}"]) : "export ${line}\n"])
 }
