@@ -40,7 +40,9 @@ FUNCTIONS = [*(party for party in OWN_QUEUE if party not in HOSTS), "console"]
 PARTIES = [*FUNCTIONS, *HOSTS]
 CATALOG_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/catalog"
 RESTORE_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/restore"
+SESSION_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/sessions"
 OTHER_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/other"
+KEYS = {CATALOG_KEY: "catalog key", RESTORE_KEY: "restore key", SESSION_KEY: "session key", OTHER_KEY: "other key"}
 
 # Actions on objects, beside reading, writing and deleting; nobody has them.
 OBJECT_ACTIONS = """GetObjectVersion DeleteObjectVersion GetObjectAcl PutObjectAcl PutObjectVersionAcl GetObjectTagging PutObjectTagging
@@ -50,7 +52,7 @@ BUCKET_ACTIONS = """ListBucketVersions ListBucketMultipartUploads DeleteBucket P
 PutBucketVersioning PutLifecycleConfiguration PutEncryptionConfiguration PutBucketPublicAccessBlock PutBucketObjectLockConfiguration
 PutReplicationConfiguration PutBucketNotification PutBucketLogging GetBucketLocation PutBucketOwnershipControls""".split()
 KEY_ACTIONS = """Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom ReEncryptTo CreateGrant RevokeGrant RetireGrant PutKeyPolicy
-ScheduleKeyDeletion DisableKey DescribeKey UpdateAlias GetKeyPolicy""".split()
+ScheduleKeyDeletion DisableKey DescribeKey UpdateAlias GetKeyPolicy VerifyMac""".split()
 QUEUE_ACTIONS = """SendMessage ReceiveMessage DeleteMessage ChangeMessageVisibility GetQueueUrl GetQueueAttributes PurgeQueue DeleteQueue
 SetQueueAttributes AddPermission RemovePermission StartMessageMoveTask ListDeadLetterSourceQueues TagQueue""".split()
 OTHERS = [
@@ -111,8 +113,11 @@ LIST_ANYTHING = Request("s3:ListBucket", BUCKET, "bucket", "without a prefix")
 
 def decrypt(key, purpose):
     pairs = (("kms:EncryptionContext:strongroom-purpose", purpose),) if purpose else ()
-    name = {CATALOG_KEY: "catalog key", RESTORE_KEY: "restore key"}.get(key, "other key")
-    return Request("kms:Decrypt", key, name, purpose or "anything", pairs)
+    return Request("kms:Decrypt", key, KEYS[key], purpose or "anything", pairs)
+
+
+def mac(key):
+    return Request("kms:GenerateMac", key, KEYS[key])
 
 
 def queue(action, name):
@@ -145,9 +150,10 @@ def requests_of(_party):
     found += [list_of(f"the bucket below '{prefix}'", prefix) for prefix in ("", "home/", "home", "other/", "other/packs/")]
     found += [LIST_ANYTHING, Request("s3:ListBucket", "arn:aws:s3:::backups-2", "another bucket")]
     found += [Request(f"s3:{action}", BUCKET, "bucket") for action in BUCKET_ACTIONS]
-    for key in (CATALOG_KEY, RESTORE_KEY, OTHER_KEY):
+    for key in KEYS:
         found += [decrypt(key, purpose) for purpose in ("catalog", "ingest", "restore", "")]
-        found += [Request(f"kms:{action}", key, decrypt(key, "").kind) for action in KEY_ACTIONS]
+        found.append(mac(key))
+        found += [Request(f"kms:{action}", key, KEYS[key]) for action in KEY_ACTIONS]
     names = [*QUEUES, *(f"{name}-dead" for name in QUEUES), "undelivered", "host-hv-03"]
     found += [queue(action, name) for name in names for action in QUEUE_ACTIONS]
     found += [Request(f"sqs:{action}", f"arn:aws:sqs:eu-central-1:{ACCOUNT}:payroll", "a queue of others") for action in QUEUE_ACTIONS]
@@ -186,6 +192,8 @@ def expected_requests(party, calls):
             }[operation]
         )
     own = OWN_QUEUE.get(party)
+    if party == "console":
+        found.add(mac(SESSION_KEY))
     if own:
         found |= {queue(action, f"{own}-dead") for action in ("SendMessage", "GetQueueUrl")}
     if is_host:

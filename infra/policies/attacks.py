@@ -1,6 +1,6 @@
 """Attacks that must fail: by name, and also after somebody attached a policy that allows everything."""
 
-from asked import BUCKET, CATALOG_KEY, FUNCTIONS, HOSTS, OBJECTS, OWN_QUEUE, PARTIES, QUEUES, RESTORE_KEY, TARGET, Request, decrypt, put, queue
+from asked import BUCKET, CATALOG_KEY, FUNCTIONS, HOSTS, OBJECTS, OWN_QUEUE, PARTIES, QUEUES, RESTORE_KEY, SESSION_KEY, TARGET, Request, decrypt, mac, put, queue
 from decide import ACCOUNT, role_arn
 
 # The worst policy that can be attached to a role by mistake.
@@ -63,6 +63,10 @@ def tried(world):
     dead = [*(f"{name}-dead" for name in QUEUES), "undelivered"]
     yield "the console sends to others than the dispatcher", any(has("console", queue("SendMessage", name)) for name in [*QUEUES, *dead, "host-hv-03"] if name != "requests")
     yield "the console takes messages", any(has("console", queue("ReceiveMessage", name)) for name in [*QUEUES, *dead])
+    for party in [party for party in PARTIES if party != "console"]:
+        yield f"{party} makes sessions of the console up, with a policy that allows everything", mistaken(party, mac(SESSION_KEY))
+    for who in (STRANGER, OPERATOR, "arn:aws:iam::999999999999:role/x"):
+        yield f"{who} makes sessions of the console up", world.decides(who, EVERYTHING, mac(SESSION_KEY))
     for party in PARTIES:
         yield f"{party} asks the console itself, with claims that it made up", has(party, invoke("console"))
     for source in (CONSOLE_API.replace("console", "other"), CONSOLE_API.replace(ACCOUNT, "999999999999"), f"{CONSOLE_API}-2", ""):
@@ -104,7 +108,7 @@ def tried(world):
         undelivered = insecure(queue("SendMessage", "undelivered"), **{"aws:SourceArn": f"arn:aws:events:eu-central-1:{ACCOUNT}:rule/strongroom-{name}"})
         yield f"(the other way round) what {name} did not get is lost", not world.decides("events.amazonaws.com", [], undelivered)
     yield "(the other way round) nobody administers the bucket", not world.decides(STRANGER, EVERYTHING, Request("s3:PutLifecycleConfiguration", BUCKET))
-    for key, purposes in ((CATALOG_KEY, ("catalog", "ingest")), (RESTORE_KEY, ("restore",))):
+    for key, purposes in ((CATALOG_KEY, ("catalog", "ingest")), (RESTORE_KEY, ("restore",)), (SESSION_KEY, ())):
         for purpose in purposes:
             generate = Request("kms:GenerateDataKey", key, "", "", decrypt(key, purpose).pairs)
             yield "(the other way round) an operator can't use the keys", not all(world.decides(OPERATOR, EVERYTHING, request) for request in (generate, decrypt(key, purpose)))

@@ -58,8 +58,8 @@ class World:
                 functions.setdefault(values["function_name"], []).append(permission(values))
             elif kind in ("aws_iam_policy", "aws_iam_role_policy_attachment", "aws_iam_user_policy", "aws_kms_grant", "aws_lambda_function_url", "aws_sqs_queue_policy"):
                 raise SystemExit(f"policies: {resource['address']} gives rights that are not checked here: teach decide.py to")
-        if not (identity and bucket and len(keys) == 2 and queues):
-            raise SystemExit("policies: the state lacks roles, bucket, keys or queues")
+        if not (identity and bucket and len(keys) == 3 and queues and functions):
+            raise SystemExit("policies: the state lacks roles, bucket, keys, queues or the console")
         return cls(identity, trust, bucket, keys, queues, functions, [f"arn:aws:iam::{ACCOUNT}:role/backup-operators"])
 
     def mutated(self):

@@ -181,6 +181,12 @@ resource "aws_iam_role_policy" "function" {
           Resource = "arn:${local.partition}:logs:${local.region}:${local.account}:log-group:/aws/lambda/${var.name}-${each.key}:*"
         },
       ],
+      each.key != "console" ? [] : [{
+        Sid      = "Sessions"
+        Effect   = "Allow"
+        Action   = "kms:GenerateMac"
+        Resource = aws_kms_key.sessions[each.key].arn
+      }],
       # host-* takes them in; they are for their hosts to fill.
       contains(local.functions_access[each.key].send, "host-*") ? [{
         Sid      = "NoDeadLettersOfHosts"

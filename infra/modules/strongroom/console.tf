@@ -9,9 +9,10 @@ locals {
   more_variables = {
     for name, console in local.consoles : name => {
       STRONGROOM_CONSOLE = jsonencode({
-        claim     = console.claim
-        viewers   = console.viewers
-        operators = console.operators
+        session_key = aws_kms_key.sessions[name].arn
+        claim       = console.claim
+        viewers     = console.viewers
+        operators   = console.operators
         sign_in = {
           client_id     = console.client_id
           authorize_url = console.authorize_url

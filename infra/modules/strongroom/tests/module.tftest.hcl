@@ -24,6 +24,10 @@ mock_provider "aws" {
     target = aws_kms_key.restore
     values = { arn = "arn:aws:kms:eu-central-1:123456789012:key/restore", key_id = "restore" }
   }
+  override_resource {
+    target = aws_kms_key.sessions
+    values = { arn = "arn:aws:kms:eu-central-1:123456789012:key/sessions", key_id = "sessions" }
+  }
 }
 
 variables {
@@ -159,7 +163,7 @@ run "functions" {
     error_message = "a log that is kept for ever"
   }
   assert {
-    condition     = length(aws_apigatewayv2_api.console) == 0 && length(aws_lambda_permission.console) == 0 && output.console_url == null && output.console_redirect_url == null && output.console_dns == null
+    condition     = length(aws_apigatewayv2_api.console) == 0 && length(aws_lambda_permission.console) == 0 && length(aws_kms_key.sessions) == 0 && output.console_url == null && output.console_redirect_url == null && output.console_dns == null
     error_message = "something is open to the internet, which nobody asked for"
   }
 }
@@ -189,9 +193,10 @@ run "console" {
   }
   assert {
     condition = jsondecode(aws_lambda_function.this["console"].environment[0].variables.STRONGROOM_CONSOLE) == {
-      claim     = "groups"
-      viewers   = ["staff"]
-      operators = ["backup-operators"]
+      session_key = "arn:aws:kms:eu-central-1:123456789012:key/sessions"
+      claim       = "groups"
+      viewers     = ["staff"]
+      operators   = ["backup-operators"]
       sign_in = {
         client_id     = "strongroom"
         authorize_url = "https://login.example.com/tenant/authorize"
@@ -220,6 +225,13 @@ run "console" {
       one(aws_apigatewayv2_authorizer.console["console"].identity_sources) == "$request.header.Authorization"
     )
     error_message = "tokens of others are taken"
+  }
+  assert {
+    condition = (
+      aws_kms_key.sessions["console"].key_usage == "GENERATE_VERIFY_MAC" && aws_kms_key.sessions["console"].customer_master_key_spec == "HMAC_256" &&
+      alltrue([for statement in jsondecode(aws_kms_key.sessions["console"].policy).Statement : statement.Sid == "Administration" || statement.Action == "kms:GenerateMac"])
+    )
+    error_message = "sessions are sealed under a key that is good for something else"
   }
   assert {
     condition     = aws_lambda_permission.console["console"].source_arn == "arn:aws:execute-api:eu-central-1:123456789012:mocked/*" && aws_lambda_permission.console["console"].principal == "apigateway.amazonaws.com"

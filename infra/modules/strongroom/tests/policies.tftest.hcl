@@ -19,6 +19,10 @@ mock_provider "aws" {
     target = aws_kms_key.restore
     values = { arn = "arn:aws:kms:eu-central-1:123456789012:key/restore", key_id = "restore" }
   }
+  override_resource {
+    target = aws_kms_key.sessions
+    values = { arn = "arn:aws:kms:eu-central-1:123456789012:key/sessions", key_id = "sessions" }
+  }
 }
 
 variables {
