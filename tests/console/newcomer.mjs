@@ -1,7 +1,8 @@
 // A newcomer's way through the console of a real `strongroom up`, from nothing to a restored volume, in a browser.
 // usage: node newcomer.mjs PAGE TOKEN SOURCE DESTINATION PICTURES
 //
-// Each page is looked at by axe-core, and a picture of it goes to the folder PICTURES. Ends with 1 at the first thing that is not as
+// Each page is looked at by axe-core, wide and as on a phone, light and dark, and pictures of it go to the folder PICTURES; as on a phone, it
+// must fit without scrolling sideways. Ends with 1 at the first thing that is not as
 // it should be, and at the end if a page broke its policy or axe-core found something serious.
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -11,34 +12,53 @@ import { chromium } from "playwright-core";
 const [start, token, source, destination, pictures] = process.argv.slice(2);
 const PATIENCE = 60_000;
 const SERIOUS = new Set(["serious", "critical"]);
+const WIDE = { width: 1200, height: 800 };
+const PHONE = { width: 360, height: 740 };
+// The longest that there is, 255 bytes, with letters that take two.
+const LONG = `${"Geschäftsführung-Übergabe-".repeat(8)}`.padEnd(231, "x");
 
 const browser = await chromium.launch({
   executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
   args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"],
 });
-const page = await (await browser.newContext({ viewport: { width: 1200, height: 800 } })).newPage();
+const page = await (await browser.newContext({ viewport: WIDE, colorScheme: "light" })).newPage();
 page.setDefaultTimeout(PATIENCE);
 
 const problems = [];
 page.on("console", (message) => {
-  // A run that was just asked for is not there yet: its page asks again.
-  if (message.type() === "error" && !message.location().url.endsWith("/events")) {
+  // A run that was just asked for is not there yet: its page asks again. And a page that is not there is asked for below.
+  if (message.type() === "error" && !/\/(events|nothing-here)$/.test(message.location().url)) {
     problems.push(`${message.location().url}: ${message.text()}`);
   }
 });
 page.on("pageerror", (error) => problems.push(String(error)));
 
 let count = 0;
-const look = async (name) => {
+const look = async (name, { isBrief = false } = {}) => {
   count += 1;
-  await page.screenshot({ path: join(pictures, `${String(count).padStart(2, "0")}-${name}.png`), fullPage: true });
-  const { violations } = await new AxeBuilder({ page }).analyze();
-  for (const { id, impact, nodes } of violations) {
-    console.log(`${name}: axe-core: ${id} (${impact}): ${nodes[0].html}`);
-    if (SERIOUS.has(impact)) {
-      problems.push(`${name}: ${id}`);
+  const number = String(count).padStart(2, "0");
+  for (const [where, size] of [["wide", WIDE], ["phone", PHONE]]) {
+    await page.setViewportSize(size);
+    const { content, room } = await page.evaluate(() => ({ content: document.documentElement.scrollWidth, room: innerWidth }));
+    if (content > room) {
+      problems.push(`${name}: ${content} pixels wide on a screen of ${room}`);
+    }
+    // What is gone in a moment is looked at in one way only.
+    for (const colorScheme of isBrief ? ["light"] : ["light", "dark"]) {
+      await page.emulateMedia({ colorScheme });
+      const file = `${number}-${name}-${where}${colorScheme === "dark" ? "-dark" : ""}.png`;
+      await page.screenshot({ path: join(pictures, file), fullPage: true });
+      const { violations } = await new AxeBuilder({ page }).analyze();
+      for (const { id, impact, nodes } of violations) {
+        console.log(`${name}, ${where}, ${colorScheme}: axe-core: ${id} (${impact}): ${nodes[0].html}`);
+        if (SERIOUS.has(impact)) {
+          problems.push(`${name}, ${where}, ${colorScheme}: ${id}`);
+        }
+      }
     }
   }
+  await page.setViewportSize(WIDE);
+  await page.emulateMedia({ colorScheme: "light" });
   console.log(`${name}: ${new URL(page.url()).pathname}`);
 };
 const go = (path) => page.goto(new URL(path, start).href);
@@ -61,6 +81,26 @@ const expect = (what, is) => {
 await go(`/login?token=${token}`);
 await look("first-visit");
 expect("there is something already", await page.getByText("There are no volumes yet").isVisible());
+
+// By keyboard alone: the first that is reached skips the navigation, and what is focused is seen to be.
+await page.keyboard.press("Tab");
+const skip = page.getByRole("link", { name: "To the content" });
+expect("the first stop of the keyboard is not the way to the content", await skip.evaluate((link) => link === document.activeElement));
+expect("the way to the content is not seen", (await skip.boundingBox()).x >= 0);
+await page.keyboard.press("Enter");
+expect("the way to the content does not lead there", await page.evaluate(() => document.activeElement.id === "main"));
+await page.keyboard.press("Tab");
+const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
+expect("what is focused is not seen to be", outline === "solid");
+
+// Where there is nothing, it says what to do next.
+for (const name of ["runs", "storage", "targets", "retention", "gc", "audit"]) {
+  await go(`/${name}`);
+  await look(`${name}-empty`);
+  const link = page.getByRole("navigation", { name: "Pages" }).locator('[aria-current="page"]');
+  expect("the navigation does not say where one is", (await link.getAttribute("href")) === `/${name}`);
+}
+await go("/");
 
 // A volume, with a schedule that is explained while it is typed.
 await page.getByRole("link", { name: "Add a volume" }).click();
@@ -88,7 +128,7 @@ for (let state = ""; state !== "succeeded" && state !== "failed"; await page.wai
   if (value !== null && !seen.has(value)) {
     seen.add(value);
     if (seen.size === 2) {
-      await look("running");
+      await look("running", { isBrief: true });
     }
   }
 }
@@ -141,16 +181,39 @@ await look("targets");
 await page.getByRole("button", { name: "Forget target far" }).click();
 await ended();
 
+// Names as long as can be.
+await go("/new-volume");
+await page.getByLabel("Name").fill(LONG);
+await page.getByLabel("What it reads there").fill(source);
+await press("Add it");
+await ended();
+await look("long-name-run");
+await go(`/volumes/${encodeURIComponent(LONG)}`);
+await look("long-name-volume");
+
 for (const name of ["runs", "storage", "retention", "audit"]) {
   await go(`/${name}`);
   await look(name);
 }
+await go(`/volumes/database/edit`);
+await look("change-a-volume");
+await go("/nothing-here");
+await look("no-such-page");
 await go("/");
 await look("overview");
-await page.emulateMedia({ colorScheme: "dark" });
-await look("overview-dark");
-await page.setViewportSize({ width: 390, height: 800 });
-await look("overview-on-a-phone");
+expect("there is no picture of what is stored", (await page.getByRole("img", { name: /^Stored by day/ }).count()) === 1);
+
+// What is looked for, in capitals or not.
+await page.getByLabel("Name, host or target").fill("DATAB");
+await press("Show");
+await page.getByRole("status").filter({ hasText: "1 of 2 volumes" }).waitFor();
+await look("found");
+await page.getByLabel("State").selectOption("failed");
+await press("Show");
+await page.getByRole("status").filter({ hasText: "0 of 2 volumes" }).waitFor();
+await look("nothing-found");
+await page.getByRole("link", { name: "Show all" }).click();
+await page.getByRole("heading", { name: "All volumes" }).waitFor();
 
 await browser.close();
 if (problems.length > 0) {

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
 
+#[path = "console/people.rs"]
+mod people;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -529,11 +532,8 @@ async fn pages_show_what_there_is_and_names_are_only_names() {
     assert!(overview.body.contains("href=\"/volumes/a%2F%3Cb%3E%26\""), "{}", overview.body);
     let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
     let volume = fleet.get("/volumes/db").await;
-    assert!(
-        volume.body.contains(&backup) && volume.body.contains("15 */6 * * *")
-            || volume.body.contains("The next ones")
-    );
-    assert!(!volume.body.contains("<form"), "a viewer is offered nothing to change");
+    assert!(volume.body.contains(&backup) && volume.body.contains("The next ones"), "{}", volume.body);
+    assert!(!volume.body.contains(&format!("{FORM}\"/volumes")), "a viewer is offered nothing to change");
     let operated = fleet.call(Method::GET, "/volumes/db", "operate", None).await;
     assert!(operated.body.contains("Back up now"), "{}", operated.body);
     let restore = fleet.call(Method::GET, &format!("/backups/{backup}"), "operate", None).await;
@@ -543,6 +543,10 @@ async fn pages_show_what_there_is_and_names_are_only_names() {
     assert!(fleet.get(&format!("/runs/{run}")).await.body.contains("succeeded"));
     let unheard_of = fleet.get(&format!("/runs/{}", "0".repeat(32))).await;
     assert!(unheard_of.body.contains("nobody has taken it up yet"), "{}", unheard_of.body);
+    let nowhere = HttpRequest::get("/nowhere").header(header::ACCEPT, "text/html,*/*");
+    let nowhere = fleet.http(nowhere.body(Body::empty()).unwrap()).await;
+    assert_eq!(nowhere.status, StatusCode::NOT_FOUND);
+    assert!(nowhere.body.contains("<!doctype html>"), "browsers get a page: {}", nowhere.body);
     let missing = fleet.get("/volumes/nothing").await;
     assert_eq!(missing.status, StatusCode::NOT_FOUND);
     assert!(missing.body.contains("<!doctype html>"));
@@ -583,6 +587,9 @@ async fn the_link_becomes_a_cookie_and_pages_load_nothing_from_elsewhere() {
     }
 }
 
+/// How a form begins that is sent.
+const FORM: &str = "<form method=\"post\" action=";
+
 /// All pages that are about nothing in particular.
 const PAGES: [&str; 9] =
     ["/", "/runs", "/storage", "/targets", "/retention", "/gc", "/gc?plan=true", "/audit", "/new-volume"];
@@ -600,11 +607,172 @@ async fn every_page_is_shown_to_viewers_and_operators() {
             for inline in ["<style", " style=", " onclick", "javascript:", "http://", "https://"] {
                 assert!(!page.body.replace("http://www.w3.org", "").contains(inline), "{path}: {inline}");
             }
+            let body = page.body.replace(&format!("{FORM}\"/sign-out\""), "");
             let is_form = path.ends_with("edit") || path.starts_with("/new") || path.starts_with("/gc");
-            assert!(token == "operate" || is_form || !page.body.contains("method=\"post\""), "{path}");
+            assert!(token == "operate" || is_form || !body.contains("method=\"post\""), "{path}");
         }
     }
     assert_eq!(fleet.get("/volumes/none/edit").await.status, StatusCode::NOT_FOUND);
+}
+
+/// What of an answer lies between two texts.
+fn between<'a>(body: &'a str, begin: &str, end: &str) -> &'a str {
+    let from = body.find(begin).unwrap_or_else(|| panic!("no {begin} in {body}"));
+    &body[from..from + body[from..].find(end).unwrap()]
+}
+
+/// The navigation says where one is: on the page itself, or on one that belongs to it.
+#[tokio::test]
+async fn the_navigation_says_where_one_is() {
+    let fleet = Fleet::with_volumes().await;
+    let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
+    let run = fleet.get("/v1/runs").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    let own = PAGES.iter().filter(|path| **path != "/new-volume");
+    let own = own.map(|path| ((*path).to_owned(), path.split('?').next().unwrap().to_owned(), "page"));
+    let of_volumes = ["/volumes/db", "/new-volume", "/volumes/db/edit"].map(str::to_owned);
+    let of_volumes = of_volumes.into_iter().chain([format!("/backups/{backup}")]).map(|path| (path, "/".to_owned(), "true"));
+    let of_runs = (format!("/runs/{run}"), "/runs".to_owned(), "true");
+    let mut titles = std::collections::BTreeSet::new();
+    for (path, link, value) in own.chain(of_volumes).chain([of_runs]) {
+        let page = fleet.get(&path).await;
+        let navigation = between(&page.body, "<nav aria-label=\"Pages\">", "</nav>");
+        assert_eq!(navigation.matches("aria-current").count(), 1, "{path}: {navigation}");
+        assert!(navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")), "{path}: {navigation}");
+        assert!(page.body.contains("<a class=\"skip\" href=\"#main\">") && page.body.contains("<main id=\"main\""), "{path}");
+        assert!(path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()), "{path} has the title of another");
+    }
+}
+
+/// Rows of tables become cards on a phone: there each cell says what it is, as its column's heading is not to be seen.
+#[tokio::test]
+async fn every_cell_says_what_it_is() {
+    let fleet = Fleet::with_volumes().await;
+    let near = json!({ "type": "target_put", "name": "near", "target": { "address": "file:///n" } });
+    fleet.ask("near", serde_json::from_value(near).unwrap()).await;
+    let spec = json!({ "host": "h", "source": "/dev/x", "retention": { "keep_last": 1 } });
+    let put = json!({ "type": "volume_put", "volume": "db", "spec": spec });
+    fleet.ask("keep", serde_json::from_value(put).unwrap()).await;
+    fleet.retain().await;
+    fleet.world.back_up("db", &noise(50_000, 3)).await.unwrap();
+    let mut tables = 0;
+    for path in PAGES.iter().chain(&["/volumes/db"]) {
+        let page = fleet.call(Method::GET, path, "operate", None).await;
+        for table in page.body.split("<table").skip(1) {
+            let table = table.split("</table>").next().unwrap();
+            assert!(table.starts_with(" class=\"cards\"") && table.contains("<caption"), "{path}: {table}");
+            for cell in table.split("<td").skip(1) {
+                assert!(cell.split('>').next().unwrap().contains("data-label=\""), "{path}: <td{cell}");
+            }
+            tables += 1;
+        }
+    }
+    assert!(tables >= 11, "{tables}");
+}
+
+#[tokio::test]
+async fn an_empty_console_says_what_to_do_next() {
+    let fleet = Fleet::new().await;
+    for (path, next) in [
+        ("/", "strongroom request host-put"),
+        ("/", "href=\"/new-volume\""),
+        ("/runs", "Add a volume"),
+        ("/storage", "Back up now"),
+        ("/targets", "strongroom target init"),
+        ("/targets", "strongroom request host-put"),
+        ("/retention", "How many are kept"),
+        ("/gc", "Nothing waits"),
+        ("/new-volume", "strongroom request host-put"),
+    ] {
+        let page = fleet.call(Method::GET, path, "operate", None).await;
+        assert!(page.body.contains(next), "{path}: {next}\n{}", page.body);
+    }
+    let viewed = fleet.get("/").await;
+    assert!(!viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"), "{}", viewed.body);
+    fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
+    let hosted = fleet.call(Method::GET, "/", "operate", None).await;
+    assert!(hosted.body.contains("is there already") && !hosted.body.contains("host-put"), "{}", hosted.body);
+    // Of a volume that has no backup yet.
+    let fleet = Fleet::with_volumes().await;
+    let volume = fleet.call(Method::GET, "/volumes/a%2F%3Cb%3E%26", "operate", None).await;
+    assert!(volume.body.contains("“Back up now” makes one at once"), "{}", volume.body);
+}
+
+/// What is late or failed comes first, then what is stored, then the rest.
+#[tokio::test]
+async fn the_overview_plots_what_is_stored_after_what_is_late() {
+    let fleet = Fleet::with_volumes().await;
+    let page = fleet.get("/").await.body;
+    let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text} in {page}"));
+    let order = [at("1 late"), at("To be looked after"), at("a/&#60;b"), at("<svg"), at("href=\"/storage\">The figures"), at("The others"), at(">db</a>")];
+    assert!(order.is_sorted(), "{order:?}: {page}");
+    assert_eq!(page.matches("role=\"img\" aria-label=\"").count(), 2);
+    let stats = fleet.get("/v1/stats").await.json();
+    let day = &stats["days"][0];
+    let said = between(&page, "aria-label=\"Stored by day", "\">");
+    let stored = strongroom_fleet::text::bytes(day["stored_bytes"].as_u64().unwrap());
+    assert!(said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())), "{said}");
+    // The same on its own page, and no plots where something was looked for.
+    assert!(fleet.get("/storage").await.body.contains(said));
+    assert!(!fleet.get("/?q=db").await.body.contains("<svg"));
+}
+
+#[tokio::test]
+async fn volumes_are_found_by_name_host_and_state() {
+    let fleet = Fleet::with_volumes().await;
+    let spec = VolumeSpec::new("rack-7", "/dev/x");
+    fleet.ask("rack", Wanted::HostPut { host: "rack-7".to_owned() }).await;
+    fleet.ask("other", Wanted::VolumePut { volume: "Öllager".to_owned(), spec: Box::new(spec) }).await;
+    let names = ["a/&#60;b", ">db</a>", ">Öllager</a>"];
+    for (asked, hits, found) in [
+        ("q=DB", 1, vec![1]),
+        ("q=+db+", 1, vec![1]),
+        ("q=%C3%B6LL", 1, vec![2]),
+        ("q=Rack", 1, vec![2]),
+        ("q=%3Cb", 1, vec![0]),
+        ("state=late", 1, vec![0]),
+        ("q=&state=fine", 1, vec![1]),
+        ("q=r&state=no_backup", 1, vec![2]),
+        ("q=nothing-like-it", 0, vec![]),
+        ("q=db&state=failed", 0, vec![]),
+    ] {
+        let page = fleet.get(&format!("/?{asked}")).await;
+        assert_eq!(page.status, StatusCode::OK, "{asked}");
+        assert!(page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")), "{asked}: {}", page.body);
+        let shown: Vec<usize> = (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
+        assert_eq!(shown, found, "{asked}");
+        let told = fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
+        assert_eq!(told.json()["items"].as_array().unwrap().len(), hits, "{asked}");
+    }
+    let typed = fleet.get("/?q=%22%3E%3Cb%3E&state=late").await.body;
+    assert!(typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"), "{typed}");
+    for whole in ["/", "/?q=&state="] {
+        let page = fleet.get(whole).await.body;
+        assert!(names.iter().all(|name| page.contains(name)) && !page.contains("of 3 volumes"), "{page}");
+    }
+    assert_eq!(fleet.get("/?state=bad").await.status, StatusCode::BAD_REQUEST);
+    assert_eq!(fleet.get("/v1/volumes?health=bad").await.status, StatusCode::BAD_REQUEST);
+}
+
+/// No more than a thousand volumes at once; the others on further pages, each once.
+#[tokio::test]
+async fn a_very_large_fleet_is_shown_page_by_page() {
+    let fleet = Fleet::new().await;
+    strongroom_tests::fleet::large::fill(&fleet.service, 1001, 1).await.unwrap();
+    let all = |body: &str| -> Vec<String> {
+        body.split("<th scope=\"row\">").skip(1).map(|row| row.split("</th>").next().unwrap().to_owned()).collect()
+    };
+    for asked in ["/", "/?q=vm&state="] {
+        let first = fleet.get(asked).await.body;
+        let link = between(&first, "<p><a href=\"/?q=", ">Further volumes").split('"').nth(1).unwrap();
+        let second = fleet.get(&link.replace("&#38;", "&")).await.body;
+        let (mut shown, rest) = (all(&first), all(&second));
+        assert_eq!((shown.len(), rest.len()), (1000, 1), "{link}");
+        assert!(!second.contains("Further volumes"));
+        shown.extend(rest);
+        shown.sort();
+        shown.dedup();
+        assert_eq!(shown.len(), 1001);
+    }
 }
 
 /// What the form of a volume does not ask for stays as it was.

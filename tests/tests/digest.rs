@@ -293,6 +293,28 @@ async fn a_digest_that_can_not_be_used_is_as_if_there_were_none() {
     }
 }
 
+/// A digest that a program of before there were totals has written saves the shards' reading; a check then writes it anew.
+#[tokio::test]
+async fn a_digest_without_totals_serves_as_far_as_it_goes() {
+    let fleet = Fleet::new().await;
+    large::fill(&fleet.service, 300, 2).await.unwrap();
+    fleet.check().await;
+    let whole = fleet.digest().await.unwrap();
+    let mut old = whole.clone();
+    old.home.as_mut().unwrap().totals = None;
+    let target = &fleet.world.target;
+    let sealed = target.sealer.seal(&ObjectKey::FleetDigest, &old, &mut StdRng::seed_from_u64(1));
+    fleet.store.insert_raw(DIGEST, Bytes::from(sealed));
+    let (console, counters) = fleet.console().await;
+    assert_eq!(cost(&console, &counters, "/").await.total().calls, 4 + 1, "the root as well");
+    let told = get(&console, "/").await;
+    assert_eq!(told, get(&fleet.direct().await, "/").await);
+    assert!(told.text().contains("Stored by day"), "{}", told.text());
+    let check = fleet.check().await;
+    assert_eq!(check.written().calls, 1, "{check}");
+    assert_eq!(fleet.digest().await.unwrap(), whole);
+}
+
 /// Whoever puts an old root back deceives no host that has seen a newer one: with a digest of the old one either.
 #[tokio::test]
 async fn a_catalog_that_was_put_back_is_refused_with_a_digest_of_it_too() {
@@ -336,6 +358,10 @@ proptest! {
                 assert_eq!(sum.stored_bytes, live.iter().map(|it| it.stored_bytes).sum::<u64>());
                 assert_eq!(sum.newest.as_ref(), live.into_iter().max_by_key(|it| it.created));
             }
+            let totals = sum.totals.unwrap();
+            let live = || head.root.backups().map(|(_, backup)| backup).filter(|it| it.is_live());
+            assert_eq!(totals.logical_bytes, live().map(|it| it.logical_bytes).sum::<u64>());
+            assert_eq!(totals.days.values().map(|day| day.backups).sum::<u64>(), live().count() as u64);
         });
     }
 
@@ -540,13 +566,23 @@ impl History {
     }
 }
 
-fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/digest-v1")
+/// Digests of before there were totals, and of now.
+const FIXTURES: [&str; 2] = ["digest-v1", "digest-v1-totals"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
 }
 
-/// `tests/fixtures/digest-v1/` was written once by a check of the reconciler; what was once written must be readable for ever.
+/// What was once written, by a check of the reconciler, must be readable for ever.
 #[tokio::test]
-async fn the_frozen_digest_still_says_what_it_said() {
+async fn the_frozen_digests_still_say_what_they_said() {
+    for name in FIXTURES {
+        frozen(name).await;
+    }
+}
+
+async fn frozen(name: &str) {
+    let fixture = || fixture(name);
     let store = MemoryStore::new();
     for (key, bytes) in files(&fixture().join("target")).unwrap() {
         store.insert_raw(key, bytes);
@@ -557,15 +593,16 @@ async fn the_frozen_digest_still_says_what_it_said() {
     let digest = Home::new(target).digest().await.unwrap().body.unwrap();
     let expected: Value =
         serde_json::from_slice(&fs::read(fixture().join("expected.json")).unwrap()).unwrap();
-    assert_eq!(json!(digest), expected);
+    assert_eq!(json!(digest), expected, "{name}");
     assert_eq!(store.get_raw(DIGEST).unwrap()[8..10], [1, 16], "version and kind");
     assert!(digest.home.is_some() && digest.targets.contains_key("side") && digest.shards.len() > 1);
+    assert_eq!(digest.home.unwrap().totals.is_some(), name == FIXTURES[1]);
 }
 
 #[tokio::test]
 #[ignore = "writes the fixture, once"]
 async fn generate() {
-    let folder = fixture();
+    let folder = fixture(FIXTURES[1]);
     assert!(!folder.exists(), "fixtures are never made again: see tests/fixtures/README.md");
     let store = DirectoryStore::create(folder.join("target")).await.unwrap();
     let fleet = Fleet::new().await;

@@ -3,6 +3,17 @@
 
 const run = document.querySelector("[data-run]:not([data-ended])");
 
+// Said to those who hear the page, no more often than in steps of ten.
+const STEP_PERCENT = 10;
+let announced = 0;
+const announce = (percent) => {
+  const step = percent - percent % STEP_PERCENT;
+  if (step > announced) {
+    announced = step;
+    run.querySelector("[data-announced]").textContent = `${step} % done`;
+  }
+};
+
 const show = ({ state, done_bytes: done, total_bytes: total }) => {
   const bar = run.querySelector("[data-progress]");
   if (!bar || (state !== "queued" && state !== "running")) {
@@ -13,12 +24,14 @@ const show = ({ state, done_bytes: done, total_bytes: total }) => {
   if (total > 0) {
     bar.max = total;
     bar.value = done;
-    run.querySelector("[data-said]").textContent = `${Math.floor(100 * done / total)} %`;
+    const percent = Math.floor(100 * done / total);
+    run.querySelector("[data-said]").textContent = `${percent} %`;
+    announce(percent);
   }
 };
 
 const follow = () => {
-  const events = new EventSource(`/v1/runs/${run.dataset.run}/events`);
+  const events = new EventSource(`/live/runs/${run.dataset.run}/events`);
   events.addEventListener("run", (event) => show(JSON.parse(event.data)));
   // Nobody has taken it up yet, or it can't be reached just now: the browser asks again by itself only in some cases.
   events.addEventListener("error", () => {
@@ -39,7 +52,7 @@ const explain = async (form, words) => {
   }
   const asked = new URLSearchParams({ cron: cron.value, time_zone: zone.value });
   try {
-    const response = await fetch(`/v1/schedules/preview?${asked}`, { headers: { accept: "application/json" } });
+    const response = await fetch(`/live/schedules/preview?${asked}`, { headers: { accept: "application/json" } });
     const said = await response.json();
     words.textContent = response.ok ? `${said.words}. Next: ${said.next.join(", ")}` : said.detail;
   } catch {

@@ -7,10 +7,10 @@ use std::sync::{Arc, PoisonError};
 
 use futures_util::future::try_join;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use strongroom_catalog::root::{BackupEntry, Root};
 use strongroom_fleet::Service;
-use strongroom_fleet::digest::{ShardDigest, TargetDigest, VolumeDigest};
+use strongroom_fleet::digest::{ShardDigest, TargetDigest, Totals, VolumeDigest};
 use strongroom_fleet::run::{Job, Run, RunState};
 use strongroom_fleet::settings::FleetSettings;
 use strongroom_fleet::volume::{VolumeSpec, VolumeState};
@@ -41,7 +41,7 @@ pub struct Fleet {
 }
 
 /// How a volume is, the worst first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
     /// The last run failed.
@@ -59,6 +59,27 @@ pub enum Health {
 }
 
 impl Health {
+    /// All of them, the worst first.
+    pub const ALL: [Self; 6] =
+        [Self::Failed, Self::Late, Self::Unknown, Self::NoBackup, Self::OnRequest, Self::Fine];
+
+    /// What addresses call it, as the interface for HTTP clients does.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Late => "late",
+            Self::Unknown => "unknown",
+            Self::NoBackup => "no_backup",
+            Self::OnRequest => "on_request",
+            Self::Fine => "fine",
+        }
+    }
+
+    /// Whether somebody is to look after it.
+    pub const fn needs_attention(self) -> bool {
+        matches!(self, Self::Failed | Self::Late | Self::Unknown)
+    }
+
     /// How a volume is, by its state and whether it has backups, if that is known.
     pub fn of(state: &VolumeState, has_backup: Option<bool>, now: TimestampMs) -> Self {
         let is_scheduled = state.spec.schedule.as_ref().is_some_and(|schedule| !schedule.paused);
@@ -264,6 +285,19 @@ impl Fleet {
         Some((leader, state))
     }
 
+    /// What the live backups of all targets that could be read come to.
+    pub fn totals(&self) -> Totals {
+        let mut all = Totals::default();
+        let read = self.roots.values().filter_map(|root| root.as_ref().ok()?.totals.as_ref());
+        for totals in read {
+            all.logical_bytes = all.logical_bytes.saturating_add(totals.logical_bytes);
+            for (day, sum) in &totals.days {
+                all.days.entry(*day).or_default().add(*sum);
+            }
+        }
+        all
+    }
+
     /// All volumes, of the fleet or with backups in any of its targets, by their names.
     pub fn lines(&self) -> Vec<Line<'_>> {
         let mut names: BTreeSet<(&str, Option<&str>)> = BTreeSet::new();
@@ -313,6 +347,12 @@ impl<'a> Line<'a> {
     /// What was stored for them, bytes.
     pub fn stored_bytes(&self) -> u64 {
         self.sum.map_or(0, |sum| sum.stored_bytes)
+    }
+
+    /// Whether its name, its host or its target has a text in it, in capitals or not. `text`: in lower case.
+    pub fn has(&self, text: &str) -> bool {
+        let named = [Some(self.name), self.host(), self.target];
+        named.into_iter().flatten().any(|it| it.to_lowercase().contains(text))
     }
 
     /// The host that reads it.
@@ -420,5 +460,13 @@ mod tests {
         state.spec.schedule.as_mut().unwrap().paused = true;
         assert_eq!(at(&state, 501), Health::OnRequest);
         assert!(Health::Failed < Health::Late && Health::Late < Health::Fine);
+    }
+
+    #[test]
+    fn a_state_is_called_the_same_in_addresses_and_answers() {
+        assert!(Health::ALL.is_sorted());
+        for health in Health::ALL {
+            assert_eq!(serde_json::json!(health), health.name());
+        }
     }
 }

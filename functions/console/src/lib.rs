@@ -7,6 +7,7 @@ mod access;
 mod answer;
 mod api;
 mod fleet;
+mod gateway;
 mod openapi;
 mod pages;
 mod problem;
@@ -28,7 +29,8 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{And, NotForContentType, Predicate, SizeAbove};
 use utoipa_axum::router::OpenApiRouter;
 
-pub use access::{Access, Role};
+pub use access::{Access, Claims, PeopleSettings, Provider, Role};
+pub use gateway::{Answer, Event, answer};
 
 use rate::Limit;
 use seen::Seen;
@@ -70,6 +72,10 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     // Whatever changes something goes through here, and nothing else does.
     let (changing, _) = api.changing.merge(pages.changing).split_for_parts();
     let changing = changing.route_layer(from_fn_with_state(Arc::clone(&console), access::operators_only));
+    let open = match console.access.people() {
+        Some(_) => pages::open_routes().merge(pages::sign_in::routes()),
+        None => pages::open_routes(),
+    };
     let document = openapi().to_string();
     let told = get(move || {
         let document = document.clone();
@@ -78,7 +84,7 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     reading
         .merge(changing)
         .route_layer(from_fn_with_state(Arc::clone(&console), access::known_only))
-        .merge(pages::open_routes())
+        .merge(open)
         .route("/v1/openapi.json", told)
         .fallback(problem::no_such_page)
         .method_not_allowed_fallback(problem::no_such_method)
@@ -92,6 +98,12 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
 fn packing() -> CompressionLayer<And<SizeAbove, NotForContentType>> {
     let worth_it = SizeAbove::new(MIN_PACKED_BYTES).and(NotForContentType::SSE);
     CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(worth_it)
+}
+
+impl Limits {
+    /// What a console behind API Gateway does: answers are sent when they are complete (so a run is told of once, and whoever follows it asks
+    /// again), and each instance counts its own changes.
+    pub const BEHIND_GATEWAY: Self = Self { changes_a_minute: 120, follow: Duration::ZERO };
 }
 
 /// What the interface for HTTP clients is, as an OpenAPI document.

@@ -1,10 +1,12 @@
 //! Errors as HTTP clients get them: problem details (RFC 9457).
 
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 use strongroom_store::StoreErrorKind;
 use strongroom_vault::VaultError;
+
+use crate::pages;
 
 /// An error, with what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +26,13 @@ impl Problem {
     /// An error of a kind.
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), retry_after: None }
+    }
+
+    /// Somebody whose claims give them no role.
+    pub fn without_role() -> Self {
+        let detail = "you are known and have no role here: ask whoever runs this console to have you put into a group of its viewers or \
+                      operators, then sign in again";
+        Self::new(StatusCode::FORBIDDEN, detail)
     }
 
     /// Nothing of that name.
@@ -65,9 +74,12 @@ impl IntoResponse for Problem {
     }
 }
 
-/// What is nowhere.
-pub async fn no_such_page(uri: Uri) -> Problem {
-    Problem::not_found("page", uri.path())
+/// What is nowhere: to browsers, as a page.
+pub async fn no_such_page(headers: HeaderMap, uri: Uri) -> Response {
+    let problem = Problem::not_found("page", uri.path());
+    let accept = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok());
+    let is_browser = accept.is_some_and(|accept| accept.contains("text/html"));
+    if is_browser { pages::sorry(problem) } else { problem.into_response() }
 }
 
 /// What is there and can't be done so.

@@ -14,6 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 pub use lambda_runtime::Error;
 use lambda_runtime::{LambdaEvent, service_fn};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use strongroom_aws::AwsSettings;
 use strongroom_connect::{Kms, Queues, SystemClock, context};
 use strongroom_fleet::settings::TargetEntry;
@@ -59,8 +61,7 @@ async fn run(
     let (opened, queue, handler) = (&opened, &queue, &handler);
     serve(async move |event: LambdaEvent<Event>| {
         // All environments of a function have the same time for an event, this one's first tells it.
-        let left_ms = event.context.deadline.saturating_sub(SystemClock.now().0);
-        let connecting = || Box::pin(connect(left_ms + SILENT_MARGIN_MS));
+        let connecting = || Box::pin(connect(left_ms(&event) + SILENT_MARGIN_MS));
         let (service, queues) = opened.get_or_try_init(connecting).await.map_err(|problem| {
             error!(error = %problem, "the function can't begin");
             Error::from(problem.to_string())
@@ -81,11 +82,52 @@ async fn run(
     .await
 }
 
+/// Runs a function that answers whoever invokes it, for as long as Lambda wants it. `begin`: what it makes of the fleet, once. `answer` gets
+/// that, the event, and how long it may take.
+///
+/// # Errors
+/// As [`main`].
+pub fn answer<T, E, A>(
+    begin: impl AsyncFn(Service, AwsSettings) -> VaultResult<T>,
+    answer: impl AsyncFn(&T, E, Duration) -> A,
+) -> Result<(), Error>
+where
+    E: DeserializeOwned,
+    A: Serialize,
+{
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    start_log();
+    let begun: OnceCell<T> = OnceCell::new();
+    let (begun, begin, answer) = (&begun, &begin, &answer);
+    runtime.block_on(serve(async move |event: LambdaEvent<E>| {
+        let begin = || async {
+            let (service, _) = Box::pin(connect(left_ms(&event) + SILENT_MARGIN_MS)).await?;
+            begin(service, aws_settings()).await
+        };
+        let begun = begun.get_or_try_init(begin).await.map_err(|problem: VaultError| {
+            error!(error = %problem, "the function can't begin");
+            Error::from(problem.to_string())
+        })?;
+        let now = SystemClock.now();
+        let patience = Duration::from_millis(until(now, event.context.deadline).0.saturating_sub(now.0));
+        Ok(answer(begun, event.payload, patience).await)
+    }))
+}
+
+/// How long Lambda gives for an event, of which nothing was done yet.
+fn left_ms<E>(event: &LambdaEvent<E>) -> u64 {
+    event.context.deadline.saturating_sub(SystemClock.now().0)
+}
+
 /// Takes events and answers them, one after the other. What panics is answered as a failed invocation, by the client of the
 /// Runtime API; the process goes on.
-async fn serve(answer: impl AsyncFn(LambdaEvent<Event>) -> Result<Answer, Error>) -> Result<(), Error> {
+async fn serve<E, A>(answer: impl AsyncFn(LambdaEvent<E>) -> Result<A, Error>) -> Result<(), Error>
+where
+    E: DeserializeOwned,
+    A: Serialize,
+{
     let answer = &answer;
-    lambda_runtime::run(service_fn(move |event: LambdaEvent<Event>| {
+    lambda_runtime::run(service_fn(move |event: LambdaEvent<E>| {
         let span = info_span!("invocation", request = event.context.request_id);
         answer(event).instrument(span)
     }))
@@ -133,7 +175,7 @@ async fn connect(silent_ms: u64) -> VaultResult<(Service, Arc<Queues>)> {
     };
     let (address, kms_key, queues) =
         (said("STRONGROOM_TARGET")?, said("STRONGROOM_KMS_KEY")?, said("STRONGROOM_QUEUES")?);
-    let aws = AwsSettings { region: None, endpoint_url: std::env::var("AWS_ENDPOINT_URL").ok() };
+    let aws = aws_settings();
     let home = Home::new(open_target(&address, &kms_key, aws.clone()).await?);
     let queues = Arc::new(Queues::at(&queues, aws.clone()).await?);
     let targets = LambdaTargets { home: home.clone(), kms_key, aws, opened: Mutex::default() };
@@ -142,6 +184,10 @@ async fn connect(silent_ms: u64) -> VaultResult<(Service, Arc<Queues>)> {
         Service { home, targets: Arc::new(targets), outbox, meter: Arc::new(EmbeddedMetrics), silent_ms },
         queues,
     ))
+}
+
+fn aws_settings() -> AwsSettings {
+    AwsSettings { region: None, endpoint_url: std::env::var("AWS_ENDPOINT_URL").ok() }
 }
 
 async fn open_target(address: &str, kms_key: &str, aws: AwsSettings) -> VaultResult<Target> {

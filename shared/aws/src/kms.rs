@@ -12,7 +12,7 @@ use aws_sdk_kms::Client;
 use aws_sdk_kms::config::retry::RetryConfig;
 use aws_sdk_kms::config::timeout::TimeoutConfig;
 use aws_sdk_kms::primitives::Blob;
-use aws_sdk_kms::types::DataKeySpec;
+use aws_sdk_kms::types::{DataKeySpec, MacAlgorithmSpec};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -73,7 +73,7 @@ pub struct KmsError {
     pub message: String,
 }
 
-/// A symmetric key in KMS, used as key-encryption key.
+/// A symmetric key in KMS: a key-encryption key, or an HMAC key.
 #[derive(Clone)]
 pub struct KmsKek {
     client: Client,
@@ -140,6 +140,22 @@ impl KmsKek {
             .await
             .map_err(|error| self.failed(OPERATION, "kms:Decrypt", error))?;
         self.key_of(OPERATION, answer.plaintext)
+    }
+
+    /// The code of a message under this key, if it is an HMAC key (`HMAC_256`): the same whenever it is asked for, and known to nobody who
+    /// may not ask.
+    pub async fn mac(&self, message: &[u8]) -> Result<Zeroizing<[u8; KEY_BYTES]>, KmsError> {
+        const OPERATION: &str = "generate mac";
+        let answer = self
+            .client
+            .generate_mac()
+            .key_id(&self.key_id)
+            .mac_algorithm(MacAlgorithmSpec::HmacSha256)
+            .message(Blob::new(message))
+            .send()
+            .await
+            .map_err(|error| self.failed(OPERATION, "kms:GenerateMac", error))?;
+        self.key_of(OPERATION, answer.mac)
     }
 
     /// Takes a key out of an answer and wipes what held it.

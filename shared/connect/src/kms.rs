@@ -39,6 +39,16 @@ impl Kms {
     }
 }
 
+/// A secret that whoever may use an HMAC key in KMS has, and nobody else: the code of `purpose` under it.
+///
+/// # Errors
+/// `WrongKey`, `Store`: KMS denies it, knows no such key, or can't be reached.
+pub async fn kms_secret(aws: AwsSettings, key_id: &str, purpose: &[u8]) -> VaultResult<Secret32> {
+    let connection = AwsConnection::from_environment(aws).await;
+    let secret = KmsKek::new(&connection, key_id).mac(purpose).await.map_err(kms_error)?;
+    Ok(Secret32::from_bytes(*secret))
+}
+
 fn kms_context(target: TargetId, purpose: Purpose) -> BTreeMap<String, String> {
     let purpose = match purpose {
         Purpose::Catalog => "catalog",

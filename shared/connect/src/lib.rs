@@ -17,7 +17,7 @@ use strongroom_format::ids::TimestampMs;
 use strongroom_store::{Counters, Counting, DirectoryStore, ObjectStore, Retry, RetryPolicy};
 use strongroom_vault::{Clock, Context, Entropy, VaultError, VaultResult};
 
-pub use kms::Kms;
+pub use kms::{Kms, kms_secret};
 pub use queues::{MAX_RECEIVES, Queues};
 
 /// The system's clock.

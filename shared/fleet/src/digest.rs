@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use strongroom_catalog::root::{BackupEntry, Root, Volume};
+use strongroom_format::ids::TimestampMs;
 use strongroom_format::manifest::check_volume_name;
 use strongroom_format::seal::{Kind, SealedBody};
 use strongroom_vault::glance::KnownRoot;
@@ -20,6 +21,13 @@ use crate::volume::VolumeState;
 pub const MAX_VOLUMES: usize = 50_000;
 /// The most text in it, bytes: names and sources of volumes. Most have a tenth of what this leaves to each.
 const MAX_TEXT_BYTES: usize = 32 << 20;
+/// The most days that it tells of in each target, the newest that have backups: more than an overview shows, so that a host whose clock runs
+/// ahead does not push out what is shown.
+pub const MAX_DAYS: usize = 120;
+/// A day in milliseconds.
+const DAY_MS: u64 = 86_400_000;
+/// The last day that has a date of four digits of a year, 9999-12-31.
+const LAST_DAY: u64 = 2_932_896;
 /// The most a reader takes for it, bytes.
 pub const MAX_DIGEST_BYTES: u64 = 32 << 20;
 
@@ -54,6 +62,31 @@ pub struct TargetDigest {
     pub root: KnownRoot,
     /// The volumes that have backups, live ones or in the trash, by name.
     pub volumes: BTreeMap<String, VolumeDigest>,
+    /// What all of its live backups come to; nothing in a digest that was written before there was this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<Totals>,
+}
+
+/// What live backups come to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Totals {
+    /// The lengths of their volumes, bytes.
+    pub logical_bytes: u64,
+    /// The newest [`MAX_DAYS`] days on which some of them were begun, by the number of days since 1970-01-01 (UTC).
+    pub days: BTreeMap<u32, DaySum>,
+}
+
+/// What the live backups of a day come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DaySum {
+    /// How many there are.
+    pub backups: u64,
+    /// The lengths of their volumes, bytes.
+    pub logical_bytes: u64,
+    /// What was stored for them, bytes.
+    pub stored_bytes: u64,
 }
 
 /// A volume's backups in a target, summed up.
@@ -91,7 +124,11 @@ impl Digest {
         if let Some(last) = self.shards.keys().next_back().filter(|last| **last >= SHARDS) {
             return Err(format!("tells of shard {last}, and there are {SHARDS}"));
         }
-        let of_targets = self.home.iter().chain(self.targets.values()).flat_map(|it| it.volumes.keys());
+        let targets = || self.home.iter().chain(self.targets.values());
+        if targets().filter_map(|it| it.totals.as_ref()).any(|totals| totals.days.len() > MAX_DAYS) {
+            return Err(format!("tells of more than {MAX_DAYS} days"));
+        }
+        let of_targets = targets().flat_map(|it| it.volumes.keys());
         let mut names = self.shards.values().flat_map(|shard| shard.volumes.keys()).chain(of_targets);
         names.try_for_each(|name| check_volume_name(name))
     }
@@ -137,12 +174,53 @@ impl From<Shard> for ShardDigest {
 impl TargetDigest {
     /// Sums a root up.
     pub fn of(head: &Head) -> Self {
-        Self { root: KnownRoot::of(head), volumes: sums(&head.root) }
+        let totals = Totals::of(head.root.backups().map(|(_, backup)| backup));
+        Self { root: KnownRoot::of(head), volumes: sums(&head.root), totals: Some(totals) }
     }
 }
 
 fn sums(root: &Root) -> BTreeMap<String, VolumeDigest> {
     root.volumes.iter().map(|(name, volume)| (name.clone(), VolumeDigest::of(volume))).collect()
+}
+
+/// The day of a time, as the number of days since 1970-01-01 (UTC); `None` beyond 9999.
+pub fn day_of(at: TimestampMs) -> Option<u32> {
+    u32::try_from(at.0 / DAY_MS).ok().filter(|day| u64::from(*day) <= LAST_DAY)
+}
+
+/// When a day begins.
+pub const fn begin_of(day: u32) -> TimestampMs {
+    TimestampMs(day as u64 * DAY_MS)
+}
+
+impl Totals {
+    /// Sums backups up, those that are live. One whose time is out of all bounds is of no day.
+    pub fn of<'a>(backups: impl Iterator<Item = &'a BackupEntry>) -> Self {
+        let mut totals = Self::default();
+        for backup in backups.filter(|backup| backup.is_live()) {
+            totals.logical_bytes = totals.logical_bytes.saturating_add(backup.logical_bytes);
+            let Some(day) = day_of(backup.created) else { continue };
+            let sum = DaySum {
+                backups: 1,
+                logical_bytes: backup.logical_bytes,
+                stored_bytes: backup.stored_bytes,
+            };
+            totals.days.entry(day).or_default().add(sum);
+            if totals.days.len() > MAX_DAYS {
+                totals.days.pop_first();
+            }
+        }
+        totals
+    }
+}
+
+impl DaySum {
+    /// Takes in another sum of the same day.
+    pub fn add(&mut self, other: Self) {
+        self.backups = self.backups.saturating_add(other.backups);
+        self.logical_bytes = self.logical_bytes.saturating_add(other.logical_bytes);
+        self.stored_bytes = self.stored_bytes.saturating_add(other.stored_bytes);
+    }
 }
 
 impl VolumeDigest {
@@ -173,7 +251,7 @@ impl VolumeDigest {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use strongroom_format::ids::{BackupId, SessionId, TimestampMs};
+    use strongroom_format::ids::{BackupId, SessionId};
 
     use super::*;
 
@@ -202,6 +280,37 @@ mod tests {
             prop_assert_eq!(sum.newest.as_ref(), live().max_by_key(|backup| backup.created));
             prop_assert_eq!(sum.is_empty(), backups.is_empty());
         }
+    }
+
+    fn backup(created: u64, stored_bytes: u64, is_live: bool) -> BackupEntry {
+        BackupEntry {
+            id: BackupId::from_bytes([1; 16]),
+            session: SessionId::from_bytes([1; 16]),
+            created: TimestampMs(created),
+            logical_bytes: 100,
+            stored_bytes,
+            trashed: (!is_live).then_some(TimestampMs(9)),
+            group: None,
+        }
+    }
+
+    #[test]
+    fn live_backups_are_summed_up_by_day() {
+        let backups =
+            [backup(5, 7, true), backup(DAY_MS - 1, 1, true), backup(DAY_MS, 2, true), backup(9, 9, false)];
+        let totals = Totals::of(backups.iter().chain([&backup(u64::MAX, 4, true)]));
+        assert_eq!(totals.logical_bytes, 400, "what is of no day counts in the sum");
+        let days: Vec<_> = totals.days.iter().map(|(day, sum)| (*day, sum.backups, sum.stored_bytes)).collect();
+        assert_eq!(days, [(0, 2, 8), (1, 1, 2)]);
+        assert_eq!(begin_of(1), TimestampMs(DAY_MS));
+    }
+
+    #[test]
+    fn the_newest_days_are_kept_in_whatever_order_they_come() {
+        let backups: Vec<_> = (0..300).map(|number| backup(number * 7 % 300 * DAY_MS, 1, true)).collect();
+        let days = Totals::of(backups.iter()).days;
+        assert_eq!((days.len(), days.keys().next()), (MAX_DAYS, Some(&180)));
+        assert!(days.values().all(|day| day.backups == 1));
     }
 
     #[test]

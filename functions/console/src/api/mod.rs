@@ -2,9 +2,9 @@
 
 #[allow(unused_qualifications, reason = "utoipa names parameters so")]
 mod ask;
-mod follow;
+pub mod follow;
 #[allow(unused_qualifications, reason = "utoipa names parameters so")]
-mod read;
+pub mod read;
 
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
@@ -63,7 +63,7 @@ pub fn routes() -> Routes {
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
-struct InTarget {
+pub struct InTarget {
     /// A target of the fleet; the home if none is named.
     target: Option<String>,
 }

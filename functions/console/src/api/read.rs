@@ -23,7 +23,7 @@ use crate::answer::{
     BackupAnswer, CollectionAnswer, HostAnswer, Page, RetentionAnswer, RunAnswer, ScheduleAnswer,
     StatsAnswer, StepAnswer, TargetAnswer, VolumeAnswer, json,
 };
-use crate::fleet::{self, Fleet, Line};
+use crate::fleet::{self, Fleet, Health, Line};
 use crate::problem::{Answered, Problem};
 use crate::stats;
 
@@ -39,6 +39,10 @@ const MAX_STEPS: u64 = 100;
 pub struct VolumesAsked {
     /// Only those that go to this target of the fleet.
     target: Option<String>,
+    /// Only those that have this in their name, their host's or their target's, in capitals or not.
+    q: Option<String>,
+    /// Only those that are so.
+    health: Option<Health>,
     /// So many at the most.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -53,9 +57,14 @@ pub async fn volumes(
     headers: HeaderMap,
     query: Asked<VolumesAsked>,
 ) -> Answered<Response> {
-    let VolumesAsked { target, limit, after } = asked(query)?;
+    let VolumesAsked { target, q, health, limit, after } = asked(query)?;
     let fleet = Fleet::read(&console.service, &console.seen).await?;
-    let is_meant = |line: &Line<'_>| target.is_none() || target.as_deref() == line.target;
+    let text = q.map(|text| text.trim().to_lowercase());
+    let is_meant = |line: &Line<'_>| {
+        (target.is_none() || target.as_deref() == line.target)
+            && text.as_deref().is_none_or(|text| line.has(text))
+            && health.is_none_or(|health| health == line.health)
+    };
     let lines: Vec<Line<'_>> = fleet.lines().into_iter().filter(is_meant).collect();
     // In targets of other names there may be volumes of the same.
     let name = |line: &Line<'_>| match line.target {

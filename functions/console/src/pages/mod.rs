@@ -5,6 +5,7 @@ mod chart;
 mod fleet_parts;
 mod overview;
 mod runs;
+pub mod sign_in;
 mod upkeep;
 mod volume;
 
@@ -15,14 +16,14 @@ use axum::extract::rejection::FormRejection;
 use axum::extract::{Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use axum::{Form, Router};
 use rand::RngExt;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
 use utoipa_axum::router::OpenApiRouter;
 
-use crate::api::send;
+use crate::api::{follow, read, send};
 use crate::problem::Problem;
 use crate::{Console, Routes};
 
@@ -40,7 +41,10 @@ pub fn routes() -> Routes {
         .route("/storage", get(overview::storage))
         .route("/retention", get(upkeep::retention))
         .route("/gc", get(upkeep::gc))
-        .route("/audit", get(upkeep::audit));
+        .route("/audit", get(upkeep::audit))
+        // What the scripts of pages ask, apart from `/v1`: on AWS, a gateway lets nobody through to that who shows a session alone.
+        .route("/live/runs/{run}/events", get(follow::events))
+        .route("/live/schedules/preview", get(read::schedule_preview));
     let changing = OpenApiRouter::default()
         .route("/new-volume", post(volume::put))
         .route("/volumes/{volume}/backup", post(volume::back_up))
@@ -56,22 +60,26 @@ pub fn routes() -> Routes {
     Routes { reading, changing }
 }
 
-/// What needs no token: the way in, and what pages are made of.
+/// What is the same for everybody, and may be kept for a while.
+fn asset(kind: &'static str, text: &'static str) -> MethodRouter<Arc<Console>> {
+    get(
+        move || async move { ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")], text) },
+    )
+}
+
+/// What needs no token: the way in and out, and what pages are made of.
 pub fn open_routes() -> Router<Arc<Console>> {
-    let asset = |kind: &'static str, text: &'static str| {
-        get(
-            move || async move { ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "max-age=3600")], text) },
-        )
-    };
     Router::new()
         .route("/login", get(login))
+        .route("/sign-out", post(sign_in::leave))
+        .route("/signed-out", get(sign_in::signed_out))
         .route("/style.css", asset("text/css; charset=utf-8", include_str!("../../assets/style.css")))
         .route("/icon.svg", asset("image/svg+xml", include_str!("../../assets/icon.svg")))
         .route("/live.js", asset("text/javascript; charset=utf-8", include_str!("../../assets/live.js")))
 }
 
 /// A problem, as a page.
-struct Sorry(Problem);
+pub struct Sorry(Problem);
 
 impl<E: Into<Problem>> From<E> for Sorry {
     fn from(problem: E) -> Self {
