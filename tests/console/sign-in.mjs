@@ -5,9 +5,7 @@
 // first thing that is not as it should be.
 import assert from "node:assert/strict";
 import { request } from "node:http";
-import { join } from "node:path";
-import { AxeBuilder } from "@axe-core/playwright";
-import { PATIENCE, ended, launch, newPage } from "./browser.mjs";
+import { PATIENCE, ended, launch, looker, newPage } from "./browser.mjs";
 import { Issuer, provide } from "./identity-provider.mjs";
 
 const [start, port, host, source, pictures] = process.argv.slice(2);
@@ -152,12 +150,7 @@ let isRefusedNow = false;
 const person = () => newPage(browser, problems, () => isRefusedNow);
 const at = (page) => page.url().slice(start.replace(/\/$/, "").length);
 const go = (page, path) => page.goto(new URL(path, start).href);
-const look = async (page, what) => {
-  await page.screenshot({ path: join(pictures, `${what}.png`), fullPage: true });
-  const { violations } = await new AxeBuilder({ page }).analyze();
-  const serious = violations.filter(({ impact }) => ["serious", "critical"].includes(impact));
-  assert.deepEqual(serious.map(({ id, nodes }) => `${id}: ${nodes[0].html}`), [], what);
-};
+const look = looker(pictures, problems);
 /** Goes to a page as nobody, says who it is at the provider, and is brought back. */
 const signIn = async (page, who, wanted) => {
   await go(page, wanted);
