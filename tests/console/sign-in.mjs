@@ -132,7 +132,7 @@ for (const [operation, [path, body]] of Object.entries(changes)) {
 say(`${documented.length} changes: refused to viewers and strangers, taken from operators`);
 
 // Names, as they come back from where API Gateway decodes paths.
-const names = [name, "a b", "100%", "%41", "a%2Fb", "a/b/c", "ä/ö", "q?x=1&y#z", "plus+minus", "a/edit", "日本/ディスク", "'\"<b>"];
+const names = [name, "a b", "100%", "%41", "a%2Fb", "a/b/c", "ä/ö", "q?x=1&y#z", "plus+minus", "a/edit/b", "日本/ディスク", "'\"<b>"];
 for (const one of names.slice(1)) {
   await succeeded(await ask("PUT", `/v1/volumes/${encoded(one)}`, { token: operator, body: spec }));
 }
