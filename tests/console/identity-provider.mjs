@@ -67,6 +67,12 @@ export const provide = async (port = 0) => {
       token_endpoint_auth_methods_supported: ["none"],
     }),
     "GET /jwks": () => issuer.jwks,
+    // Browsers ask for one.
+    "GET /favicon.ico": (_asked, response) => {
+      response.writeHead(204);
+      response.end();
+      return undefined;
+    },
     "GET /authorize": (asked, response) => {
       const { redirect_uri: redirect, state, nonce, code_challenge: challenge, login_hint: person } = asked;
       // Before these are known to be right, nobody is sent anywhere.
