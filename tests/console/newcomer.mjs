@@ -1,30 +1,18 @@
 // A newcomer's way through the console of a real `strongroom up`, from nothing to a restored volume, in a browser.
 // usage: node newcomer.mjs PAGE TOKEN SOURCE DESTINATION PICTURES
 //
-// Each page is looked at by axe-core, wide and as on a phone, light and dark, and pictures of it go to the folder PICTURES; as on a phone, it
-// must fit without scrolling sideways. Ends with 1 at the first thing that is not as
-// it should be, and at the end if a page broke its policy or axe-core found something serious.
+// Each page is looked at (look.mjs). Ends with 1 at the first thing that is not as it should be, and at the end if a page broke its policy, was
+// too wide for a phone, or axe-core found something serious.
 import { readFileSync } from "node:fs";
-import { ended as endedOn, launch, looker, newPage } from "./browser.mjs";
+import { close, ended, expect, keep, look, page } from "./look.mjs";
 
 const [start, token, source, destination, pictures] = process.argv.slice(2);
+keep(pictures);
 // The longest that there is, 255 bytes, with letters that take two.
 const LONG = `${"Geschäftsführung-Übergabe-".repeat(8)}`.padEnd(231, "x");
 
-const browser = await launch();
-const problems = [];
-// A page that is not there is asked for below.
-const page = await newPage(browser, problems, (url) => url.endsWith("/nothing-here"));
-const looked = looker(pictures, problems);
-const look = (name, how) => looked(page, name, how);
 const go = (path) => page.goto(new URL(path, start).href);
 const press = (name) => page.getByRole("button", { name, exact: true }).click();
-const ended = () => endedOn(page);
-const expect = (what, is) => {
-  if (!is) {
-    throw new Error(`${page.url()}: ${what}`);
-  }
-};
 
 // The link, and nothing there yet.
 await go(`/login?token=${token}`);
@@ -164,8 +152,4 @@ await look("nothing-found");
 await page.getByRole("link", { name: "Show all" }).click();
 await page.getByRole("heading", { name: "All volumes" }).waitFor();
 
-await browser.close();
-if (problems.length > 0) {
-  console.error(problems.join("\n"));
-  process.exit(1);
-}
+await close();

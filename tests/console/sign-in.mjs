@@ -5,11 +5,13 @@
 // first thing that is not as it should be.
 import assert from "node:assert/strict";
 import { request } from "node:http";
-import { PATIENCE, ended, launch, looker, newPage } from "./browser.mjs";
 import { Issuer, provide } from "./identity-provider.mjs";
+import { PATIENCE, close, ended, keep, look, newPage } from "./look.mjs";
 
 const [start, port, host, source, pictures] = process.argv.slice(2);
-const { issuer, close } = await provide(Number(port));
+keep(pictures);
+const provider = await provide(Number(port));
+const { issuer } = provider;
 const console_ = new URL(start);
 const say = (what) => console.log(what);
 const encoded = encodeURIComponent;
@@ -144,13 +146,10 @@ for (const one of names) {
 say(`${names.length} names are found again`);
 
 // Browsers.
-const browser = await launch();
-const problems = [];
 let isRefusedNow = false;
-const person = () => newPage(browser, problems, () => isRefusedNow);
+const person = () => newPage(() => isRefusedNow);
 const at = (page) => page.url().slice(start.replace(/\/$/, "").length);
 const go = (page, path) => page.goto(new URL(path, start).href);
-const look = looker(pictures, problems);
 /** Goes to a page as nobody, says who it is at the provider, and is brought back. */
 const signIn = async (page, who, wanted) => {
   await go(page, wanted);
@@ -180,119 +179,116 @@ const forms = [
   ["/gc", { key: "k" }],
 ];
 
-try {
-  // A viewer, who comes back to the page that they wanted, and changes nothing.
-  const vera = await person();
-  const wanted = `/backups/${backup}?target=`;
-  await signIn(vera, "vera", wanted);
-  await vera.getByRole("heading", { level: 1 }).waitFor();
-  await vera.waitForURL((url) => url.pathname.startsWith("/backups/"));
-  assert.equal(at(vera), wanted);
-  await look(vera, "viewer-backup");
-  const [cookie] = (await vera.context().cookies()).filter(({ domain }) => domain.endsWith("localhost"));
-  assert.ok(cookie.httpOnly && cookie.secure && cookie.sameSite === "Lax", JSON.stringify(cookie));
-  assert.equal(await vera.evaluate(() => JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }])), '["",{},{}]', "a token is kept");
-  for (const page of ["/", "/runs", "/storage", "/targets", "/retention", "/gc", "/audit", volume]) {
-    await go(vera, page);
-    assert.equal(at(vera), page);
-    const changing = await vera.locator("main form[method=post]").count();
-    assert.equal(changing, 0, `${page} offers a viewer something to change`);
-  }
-  isRefusedNow = true;
-  for (const [path, form] of forms) {
-    assert.equal(await post(vera, path, form), 403, `${path}: a viewer's form`);
-  }
-  assert.equal(await vera.evaluate(async () => (await fetch("/v1/volumes")).status), 401, "a session is no token");
-  // A session that somebody else made, or made more of.
-  for (const session of [cookie.value.replace("viewer", "operator"), `${cookie.value.slice(0, -1)}x`, "x"]) {
-    const answer = await ask("GET", "/runs", { headers: { cookie: `${cookie.name}=${session}`, accept: "text/html" } });
-    assert.equal(answer.status, 303, `a session that was changed: ${session}`);
-  }
-  isRefusedNow = false;
-  say("a viewer comes back to the page they wanted, sees all, and changes nothing");
-
-  // An operator, whose run appears.
-  const otto = await person();
-  await signIn(otto, "otto", "/new-volume");
-  await otto.getByLabel("Name").fill("added/in the browser");
-  await otto.getByLabel("Host that reads it").selectOption(host);
-  await otto.getByLabel("What it reads there").fill(source);
-  await otto.getByLabel("Cron line").pressSequentially("0 3 * * 1");
-  await otto.locator("[data-words]", { hasText: "Monday" }).waitFor();
-  await otto.getByRole("button", { name: "Add it" }).click();
-  await ended(otto);
-  await go(otto, "/");
-  await look(otto, "operator-overview");
-  await otto.getByRole("link", { name: "added/in the browser" }).click();
-  await otto.getByRole("button", { name: "Back up now" }).click();
-  await ended(otto);
-  await look(otto, "operator-run");
-  assert.match(await otto.locator("main").textContent(), /added\/in the browser/);
-  say("an operator adds a volume and backs it up");
-  for (const one of names) {
-    await go(otto, "/");
-    await otto.getByRole("link", { name: one, exact: true }).click();
-    await otto.waitForURL(/\/volumes\//);
-    const heading = await otto.getByRole("heading", { level: 1 }).textContent();
-    assert.ok(heading.startsWith(one), `${one}: ${heading}`);
-    await otto.getByRole("link", { name: "Change", exact: true }).click();
-    await otto.getByRole("button", { name: "Change it" }).waitFor();
-    assert.match(await otto.getByRole("heading", { level: 1 }).textContent(), /^Change /);
-  }
-  say("every name's page is found by its link");
-
-  // Somebody of another site has this browser ask for something.
-  const evil = await otto.context().newPage();
-  isRefusedNow = true;
-  await evil.goto(`${issuer.issuer}/jwks`);
-  const answered = evil.waitForResponse(new URL("/gc", start).href);
-  await evil.evaluate(
-    (to) => {
-      const form = document.createElement("form");
-      Object.assign(form, { method: "post", action: to });
-      form.innerHTML = '<input name="key" value="k">';
-      document.documentElement.append(form);
-      form.submit();
-    },
-    new URL("/gc", start).href,
-  );
-  const refused = await answered;
-  assert.ok([401, 403].includes(refused.status()), `a form of another site: ${refused.status()}`);
-  await evil.close();
-  isRefusedNow = false;
-
-  // Out again.
-  await go(otto, "/");
-  await otto.getByRole("button", { name: "Sign out" }).click();
-  await otto.waitForURL(/\/signed-out$/);
-  await look(otto, "signed-out");
-  await go(otto, "/runs");
-  await otto.waitForURL((url) => url.origin === issuer.issuer);
-  say("whoever signs out is asked anew");
-
-  // Somebody without a role is told so, and gets no session.
-  isRefusedNow = true;
-  const nora = await person();
-  await signIn(nora, "nora", "/");
-  const why = nora.getByRole("alert");
-  await why.waitFor();
-  assert.match(await why.textContent(), /no role here/);
-  assert.ok(!/code=|state=/.test(nora.url()), nora.url());
-  assert.deepEqual((await nora.context().cookies()).map(({ name: given }) => given), []);
-  await look(nora, "no-role");
-
-  // An answer that this browser did not ask for.
-  const lured = await person();
-  await go(lured, "/sign-in?code=somebody-elses&state=guessed");
-  await lured.getByRole("alert").waitFor();
-  assert.deepEqual(await lured.context().cookies(), []);
-  // And a way back that leads elsewhere.
-  const led = await person();
-  await signIn(led, "vera", `/sign-in?then=${encoded("//evil.invalid/x")}`);
-  await led.waitForURL((url) => url.origin === console_.origin && url.pathname === "/");
-  say("strangers, codes of others and ways elsewhere are refused");
-} finally {
-  await browser.close();
-  close();
+// A viewer, who comes back to the page that they wanted, and changes nothing.
+const vera = await person();
+const wanted = `/backups/${backup}?target=`;
+await signIn(vera, "vera", wanted);
+await vera.getByRole("heading", { level: 1 }).waitFor();
+await vera.waitForURL((url) => url.pathname.startsWith("/backups/"));
+assert.equal(at(vera), wanted);
+await look("viewer-backup", { on: vera });
+const [cookie] = (await vera.context().cookies()).filter(({ domain }) => domain.endsWith("localhost"));
+assert.ok(cookie.httpOnly && cookie.secure && cookie.sameSite === "Lax", JSON.stringify(cookie));
+assert.equal(await vera.evaluate(() => JSON.stringify([document.cookie, { ...localStorage }, { ...sessionStorage }])), '["",{},{}]', "a token is kept");
+for (const page of ["/", "/runs", "/storage", "/targets", "/retention", "/gc", "/audit", volume]) {
+  await go(vera, page);
+  assert.equal(at(vera), page);
+  const changing = await vera.locator("main form[method=post]").count();
+  assert.equal(changing, 0, `${page} offers a viewer something to change`);
 }
-assert.deepEqual(problems, []);
+isRefusedNow = true;
+for (const [path, form] of forms) {
+  assert.equal(await post(vera, path, form), 403, `${path}: a viewer's form`);
+}
+assert.equal(await vera.evaluate(async () => (await fetch("/v1/volumes")).status), 401, "a session is no token");
+// A session that somebody else made, or made more of.
+for (const session of [cookie.value.replace("viewer", "operator"), `${cookie.value.slice(0, -1)}x`, "x"]) {
+  const answer = await ask("GET", "/runs", { headers: { cookie: `${cookie.name}=${session}`, accept: "text/html" } });
+  assert.equal(answer.status, 303, `a session that was changed: ${session}`);
+}
+isRefusedNow = false;
+say("a viewer comes back to the page they wanted, sees all, and changes nothing");
+
+// An operator, whose run appears.
+const otto = await person();
+await signIn(otto, "otto", "/new-volume");
+await otto.getByLabel("Name").fill("added/in the browser");
+await otto.getByLabel("Host that reads it").selectOption(host);
+await otto.getByLabel("What it reads there").fill(source);
+await otto.getByLabel("Cron line").pressSequentially("0 3 * * 1");
+await otto.locator("[data-words]", { hasText: "Monday" }).waitFor();
+await otto.getByRole("button", { name: "Add it" }).click();
+await ended(otto);
+await go(otto, "/");
+await look("operator-overview", { on: otto });
+await otto.getByRole("link", { name: "added/in the browser" }).click();
+await otto.getByRole("button", { name: "Back up now" }).click();
+await ended(otto);
+await look("operator-run", { on: otto });
+assert.match(await otto.locator("main").textContent(), /added\/in the browser/);
+say("an operator adds a volume and backs it up");
+for (const one of names) {
+  await go(otto, "/");
+  await otto.getByRole("link", { name: one, exact: true }).click();
+  await otto.waitForURL(/\/volumes\//);
+  const heading = await otto.getByRole("heading", { level: 1 }).textContent();
+  assert.ok(heading.startsWith(one), `${one}: ${heading}`);
+  await otto.getByRole("link", { name: "Change", exact: true }).click();
+  await otto.getByRole("button", { name: "Change it" }).waitFor();
+  assert.match(await otto.getByRole("heading", { level: 1 }).textContent(), /^Change /);
+}
+say("every name's page is found by its link");
+
+// Somebody of another site has this browser ask for something.
+const evil = await otto.context().newPage();
+isRefusedNow = true;
+await evil.goto(`${issuer.issuer}/jwks`);
+const answered = evil.waitForResponse(new URL("/gc", start).href);
+await evil.evaluate(
+  (to) => {
+    const form = document.createElement("form");
+    Object.assign(form, { method: "post", action: to });
+    form.innerHTML = '<input name="key" value="k">';
+    document.documentElement.append(form);
+    form.submit();
+  },
+  new URL("/gc", start).href,
+);
+const refused = await answered;
+assert.ok([401, 403].includes(refused.status()), `a form of another site: ${refused.status()}`);
+await evil.close();
+isRefusedNow = false;
+
+// Out again.
+await go(otto, "/");
+await otto.getByRole("button", { name: "Sign out" }).click();
+await otto.waitForURL(/\/signed-out$/);
+await look("signed-out", { on: otto });
+await go(otto, "/runs");
+await otto.waitForURL((url) => url.origin === issuer.issuer);
+say("whoever signs out is asked anew");
+
+// Somebody without a role is told so, and gets no session.
+isRefusedNow = true;
+const nora = await person();
+await signIn(nora, "nora", "/");
+const why = nora.getByRole("alert");
+await why.waitFor();
+assert.match(await why.textContent(), /no role here/);
+assert.ok(!/code=|state=/.test(nora.url()), nora.url());
+assert.deepEqual((await nora.context().cookies()).map(({ name: given }) => given), []);
+await look("no-role", { on: nora });
+
+// An answer that this browser did not ask for.
+const lured = await person();
+await go(lured, "/sign-in?code=somebody-elses&state=guessed");
+await lured.getByRole("alert").waitFor();
+assert.deepEqual(await lured.context().cookies(), []);
+// And a way back that leads elsewhere.
+const led = await person();
+await signIn(led, "vera", `/sign-in?then=${encoded("//evil.invalid/x")}`);
+await led.waitForURL((url) => url.origin === console_.origin && url.pathname === "/");
+say("strangers, codes of others and ways elsewhere are refused");
+
+provider.close();
+await close();

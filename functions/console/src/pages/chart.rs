@@ -52,11 +52,13 @@ impl Chart {
         bars.drain(..bars.len().saturating_sub(MOST));
         let highest = bars.iter().map(|bar| bar.value).max().unwrap_or(0).max(1);
         let step = WIDTH / (bars.len() as u64).max(u64::from(FEWEST_DAYS));
+        // The newest is at the right edge, however few there are.
+        let left = WIDTH - step * bars.len() as u64;
         let place = |(at, bar): (usize, Bar)| {
             let scaled = u128::from(bar.value) * u128::from(HEIGHT) / u128::from(highest);
             // What is there is seen, however little it is.
             let height = u64::try_from(scaled).unwrap_or(HEIGHT).max(u64::from(bar.value > 0));
-            Place { x: at as u64 * step, y: HEIGHT - height, width: step - 1, height, text: bar.text }
+            Place { x: left + at as u64 * step, y: HEIGHT - height, width: step - 1, height, text: bar.text }
         };
         Self { bars: bars.into_iter().enumerate().map(place).collect(), width: WIDTH, height: HEIGHT }
     }
@@ -177,9 +179,18 @@ mod tests {
         assert_eq!(heights, [HEIGHT, HEIGHT / 5, 0]);
         assert_eq!((few.first.as_str(), few.last.as_str()), ("2024-09-21", "2024-10-04"));
         assert_eq!((few.stored_most.as_str(), few.shared_most.as_str()), ("50 B", "3.0 ×"));
-        assert!(few.stored_said.ends_with("60 B in all, the most on 2024-10-04: 50 B"), "{}", few.stored_said);
-        assert!(few.shared_said.ends_with("2.1 × in all, the most on 2024-10-03: 3.0 ×"), "{}", few.shared_said);
-        let long = of(&[(today - 400, sum(1, 1, 1)), (today - 30, sum(1, 1, 1)), (today + 9, sum(1, 1, 1))]).unwrap();
+        assert!(
+            few.stored_said.ends_with("60 B in all, the most on 2024-10-04: 50 B"),
+            "{}",
+            few.stored_said
+        );
+        assert!(
+            few.shared_said.ends_with("2.1 × in all, the most on 2024-10-03: 3.0 ×"),
+            "{}",
+            few.shared_said
+        );
+        let long = of(&[(today - 400, sum(1, 1, 1)), (today - 30, sum(1, 1, 1)), (today + 9, sum(1, 1, 1))])
+            .unwrap();
         assert_eq!(long.stored.bars.len(), 31, "neither what is older than is shown nor what is yet to come");
         assert!(of(&[]).is_none() && of(&[(today - 90, sum(1, 1, 1)), (today + 1, sum(1, 1, 1))]).is_none());
         assert!(of(&[(today - 89, sum(1, 0, 0))]).is_some_and(|all| all.shared_most == "–"));
