@@ -37,6 +37,12 @@ variable "bucket_name" {
   default     = "strongroom-fleet"
 }
 
+variable "console" {
+  description = "The console, as the module takes it. LocalStack without a licence has no HTTP APIs; MiniStack has."
+  type        = any
+  default     = null
+}
+
 module "strongroom" {
   source = "../modules/strongroom"
 
@@ -45,6 +51,7 @@ module "strongroom" {
   packages_dir  = var.packages_dir
   architecture  = "x86_64"
   hosts         = { for host in var.hosts : host => { restore = true, principals = ["arn:aws:iam::000000000000:user/${host}"] } }
+  console       = var.console
   force_destroy = true
   tag_alarms    = false
 
@@ -56,10 +63,10 @@ module "strongroom" {
 
 output "environment" {
   description = "What an operator's shell exports."
-  value       = <<-EOT
-    export STRONGROOM_TARGET=${module.strongroom.target}
-    export STRONGROOM_KMS_KEY=${module.strongroom.kms_key}
-    export STRONGROOM_RESTORE_KMS_KEY=${module.strongroom.restore_kms_key}
-    export STRONGROOM_QUEUES=${module.strongroom.queues}
-  EOT
+  value = join("", [for line in concat([
+    "STRONGROOM_TARGET=${module.strongroom.target}",
+    "STRONGROOM_KMS_KEY=${module.strongroom.kms_key}",
+    "STRONGROOM_RESTORE_KMS_KEY=${module.strongroom.restore_kms_key}",
+    "STRONGROOM_QUEUES=${module.strongroom.queues}",
+  ], module.strongroom.console_url == null ? [] : ["STRONGROOM_TEST_CONSOLE=${module.strongroom.console_url}"]) : "export ${line}\n"])
 }

@@ -35,9 +35,14 @@ OWN_QUEUE = {
     "host-hv-02": "host-hv-02",
 }
 QUEUES = list(OWN_QUEUE.values())
+# The console has no queue: its API asks it.
+FUNCTIONS = [*(party for party in OWN_QUEUE if party not in HOSTS), "console"]
+PARTIES = [*FUNCTIONS, *HOSTS]
 CATALOG_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/catalog"
 RESTORE_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/restore"
+SESSION_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/sessions"
 OTHER_KEY = f"arn:aws:kms:eu-central-1:{ACCOUNT}:key/other"
+KEYS = {CATALOG_KEY: "catalog key", RESTORE_KEY: "restore key", SESSION_KEY: "session key", OTHER_KEY: "other key"}
 
 # Actions on objects, beside reading, writing and deleting; nobody has them.
 OBJECT_ACTIONS = """GetObjectVersion DeleteObjectVersion GetObjectAcl PutObjectAcl PutObjectVersionAcl GetObjectTagging PutObjectTagging
@@ -47,7 +52,7 @@ BUCKET_ACTIONS = """ListBucketVersions ListBucketMultipartUploads DeleteBucket P
 PutBucketVersioning PutLifecycleConfiguration PutEncryptionConfiguration PutBucketPublicAccessBlock PutBucketObjectLockConfiguration
 PutReplicationConfiguration PutBucketNotification PutBucketLogging GetBucketLocation PutBucketOwnershipControls""".split()
 KEY_ACTIONS = """Encrypt GenerateDataKey GenerateDataKeyWithoutPlaintext ReEncryptFrom ReEncryptTo CreateGrant RevokeGrant RetireGrant PutKeyPolicy
-ScheduleKeyDeletion DisableKey DescribeKey UpdateAlias GetKeyPolicy""".split()
+ScheduleKeyDeletion DisableKey DescribeKey UpdateAlias GetKeyPolicy VerifyMac""".split()
 QUEUE_ACTIONS = """SendMessage ReceiveMessage DeleteMessage ChangeMessageVisibility GetQueueUrl GetQueueAttributes PurgeQueue DeleteQueue
 SetQueueAttributes AddPermission RemovePermission StartMessageMoveTask ListDeadLetterSourceQueues TagQueue""".split()
 OTHERS = [
@@ -55,7 +60,12 @@ OTHERS = [
     ("iam:CreateAccessKey", f"arn:aws:iam::{ACCOUNT}:user/admin"),
     ("iam:CreateUser", f"arn:aws:iam::{ACCOUNT}:user/new"),
     *(("sts:AssumeRole", f"arn:aws:iam::{ACCOUNT}:role/strongroom-{party}") for party in ("gc", "host-hv-02")),
-    *((f"lambda:{action}", f"arn:aws:lambda:eu-central-1:{ACCOUNT}:function:strongroom-gc") for action in ("InvokeFunction", "UpdateFunctionCode", "UpdateFunctionConfiguration")),
+    *(
+        (f"lambda:{action}", f"arn:aws:lambda:eu-central-1:{ACCOUNT}:function:strongroom-{function}")
+        for function in ("gc", "console")
+        for action in ("InvokeFunction", "UpdateFunctionCode", "UpdateFunctionConfiguration", "AddPermission", "CreateFunctionUrlConfig")
+    ),
+    *((f"apigateway:{action}", "arn:aws:apigateway:eu-central-1::/apis/console/authorizers/1") for action in ("PATCH", "DELETE")),
     ("events:PutRule", f"arn:aws:events:eu-central-1:{ACCOUNT}:rule/strongroom-ticks"),
     ("events:DisableRule", f"arn:aws:events:eu-central-1:{ACCOUNT}:rule/strongroom-ticks"),
     ("sns:Publish", f"arn:aws:sns:eu-central-1:{ACCOUNT}:strongroom-alarms"),
@@ -103,8 +113,11 @@ LIST_ANYTHING = Request("s3:ListBucket", BUCKET, "bucket", "without a prefix")
 
 def decrypt(key, purpose):
     pairs = (("kms:EncryptionContext:strongroom-purpose", purpose),) if purpose else ()
-    name = {CATALOG_KEY: "catalog key", RESTORE_KEY: "restore key"}.get(key, "other key")
-    return Request("kms:Decrypt", key, name, purpose or "anything", pairs)
+    return Request("kms:Decrypt", key, KEYS[key], purpose or "anything", pairs)
+
+
+def mac(key):
+    return Request("kms:GenerateMac", key, KEYS[key])
 
 
 def queue(action, name):
@@ -137,14 +150,14 @@ def requests_of(_party):
     found += [list_of(f"the bucket below '{prefix}'", prefix) for prefix in ("", "home/", "home", "other/", "other/packs/")]
     found += [LIST_ANYTHING, Request("s3:ListBucket", "arn:aws:s3:::backups-2", "another bucket")]
     found += [Request(f"s3:{action}", BUCKET, "bucket") for action in BUCKET_ACTIONS]
-    for key in (CATALOG_KEY, RESTORE_KEY, OTHER_KEY):
+    for key in KEYS:
         found += [decrypt(key, purpose) for purpose in ("catalog", "ingest", "restore", "")]
-        found += [Request(f"kms:{action}", key, decrypt(key, "").kind) for action in KEY_ACTIONS]
+        found.append(mac(key))
+        found += [Request(f"kms:{action}", key, KEYS[key]) for action in KEY_ACTIONS]
     names = [*QUEUES, *(f"{name}-dead" for name in QUEUES), "undelivered", "host-hv-03"]
     found += [queue(action, name) for name in names for action in QUEUE_ACTIONS]
     found += [Request(f"sqs:{action}", f"arn:aws:sqs:eu-central-1:{ACCOUNT}:payroll", "a queue of others") for action in QUEUE_ACTIONS]
-    functions = [party for party in OWN_QUEUE if not party.startswith("host-")]
-    found += [log(action, party) for party in functions for action in ("CreateLogStream", "PutLogEvents", "DeleteLogGroup", "GetLogEvents")]
+    found += [log(action, party) for party in FUNCTIONS for action in ("CreateLogStream", "PutLogEvents", "DeleteLogGroup", "GetLogEvents")]
     found += [Request(action, resource) for action, resource in OTHERS]
     return tuple(found)
 
@@ -178,8 +191,11 @@ def expected_requests(party, calls):
                 "delete": Request("s3:DeleteObject", resource, what),
             }[operation]
         )
-    own = OWN_QUEUE[party]
-    found |= {queue(action, f"{own}-dead") for action in ("SendMessage", "GetQueueUrl")}
+    own = OWN_QUEUE.get(party)
+    if party == "console":
+        found.add(mac(SESSION_KEY))
+    if own:
+        found |= {queue(action, f"{own}-dead") for action in ("SendMessage", "GetQueueUrl")}
     if is_host:
         found.add(decrypt(CATALOG_KEY, "ingest"))
         found |= {queue(action, own) for action in ("ReceiveMessage", "DeleteMessage", "ChangeMessageVisibility", "SendMessage", "GetQueueUrl")}
@@ -187,7 +203,8 @@ def expected_requests(party, calls):
             found.add(decrypt(RESTORE_KEY, "restore"))
     else:
         # What Lambda does in the function's name.
-        found |= {queue(action, own) for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes")}
+        if own:
+            found |= {queue(action, own) for action in ("ReceiveMessage", "DeleteMessage", "GetQueueAttributes")}
         found |= {log(action, party) for action in ("CreateLogStream", "PutLogEvents")}
         found |= {Request(action, "*") for action in ("xray:PutTraceSegments", "xray:PutTelemetryRecords")}
     return found

@@ -1,17 +1,21 @@
 """Attacks that must fail: by name, and also after somebody attached a policy that allows everything."""
 
-from asked import CATALOG_KEY, HOSTS, ID, OBJECTS, OWN_QUEUE, RESTORE_KEY, TARGET, BUCKET, Request, decrypt, put, queue
+from asked import BUCKET, CATALOG_KEY, FUNCTIONS, HOSTS, OBJECTS, OWN_QUEUE, PARTIES, QUEUES, RESTORE_KEY, SESSION_KEY, TARGET, Request, decrypt, mac, put, queue
 from decide import ACCOUNT, role_arn
 
 # The worst policy that can be attached to a role by mistake.
 EVERYTHING = [{"Sid": "Mistake", "Effect": "Allow", "Action": "*", "Resource": "*"}]
-FUNCTIONS = [party for party in OWN_QUEUE if party not in HOSTS]
 STRANGER = f"arn:aws:iam::{ACCOUNT}:role/developers"
 OPERATOR = f"arn:aws:iam::{ACCOUNT}:role/backup-operators"
+CONSOLE_API = f"arn:aws:execute-api:eu-central-1:{ACCOUNT}:console"
 
 
 def at(kind):
     return f"{TARGET}/{OBJECTS[kind]}"
+
+
+def invoke(function):
+    return Request("lambda:InvokeFunction", f"arn:aws:lambda:eu-central-1:{ACCOUNT}:function:strongroom-{function}")
 
 
 def insecure(request, **pairs):
@@ -53,7 +57,31 @@ def tried(world):
             yield f"{function} deletes, with a policy that allows everything", any(mistaken(function, Request("s3:DeleteObject", at(kind))) for kind in OBJECTS)
             yield f"{function} reads packs", has(function, Request("s3:GetObject", at("packs")))
     yield "gc deletes what the catalog stands on", any(has("gc", Request("s3:DeleteObject", at(kind))) for kind in ("root", "roots", "keyring", "runs", "fleet", "outcomes"))
-    for party in OWN_QUEUE:
+    # The console is open to the internet: whoever takes it over sees the catalog, and asks for what an operator may ask for.
+    yield "the console writes", any(has("console", put(kind, at(kind), how)) for kind in OBJECTS for how in ("absent", "match", "blind"))
+    yield "the console writes, with a policy that allows everything", any(mistaken("console", put(kind, at(kind), how)) for kind in OBJECTS for how in ("absent", "match", "blind"))
+    dead = [*(f"{name}-dead" for name in QUEUES), "undelivered"]
+    yield "the console sends to others than the dispatcher", any(has("console", queue("SendMessage", name)) for name in [*QUEUES, *dead, "host-hv-03"] if name != "requests")
+    yield "the console takes messages", any(has("console", queue("ReceiveMessage", name)) for name in [*QUEUES, *dead])
+    for party in [party for party in PARTIES if party != "console"]:
+        yield f"{party} makes sessions of the console up, with a policy that allows everything", mistaken(party, mac(SESSION_KEY))
+    for who in (STRANGER, OPERATOR, "arn:aws:iam::999999999999:role/x"):
+        yield f"{who} makes sessions of the console up", world.decides(who, EVERYTHING, mac(SESSION_KEY))
+    for party in PARTIES:
+        yield f"{party} asks the console itself, with claims that it made up", has(party, invoke("console"))
+    for source in (CONSOLE_API.replace("console", "other"), CONSOLE_API.replace(ACCOUNT, "999999999999"), f"{CONSOLE_API}-2", ""):
+        for path in ("$default/$default", "$default/POST/sign-in"):
+            asked = insecure(invoke("console"), **({"aws:SourceArn": f"{source}/{path}"} if source else {}))
+            yield f"another API ({source or 'without a name'}) asks the console, with claims that it made up", world.decides("apigateway.amazonaws.com", [], asked)
+    for service in ("events.amazonaws.com", "s3.amazonaws.com", "sns.amazonaws.com"):
+        yield f"{service} asks the console", world.decides(service, [], insecure(invoke("console"), **{"aws:SourceArn": f"{CONSOLE_API}/x"}))
+    for function in FUNCTIONS:
+        if function != "console":
+            yield f"the console's API asks {function}", world.decides("apigateway.amazonaws.com", [], insecure(invoke(function), **{"aws:SourceArn": f"{CONSOLE_API}/$default/$default"}))
+    for path in ("$default/$default", "$default/ANY/v1/{proxy+}", "$default/POST/sign-in"):
+        asked = insecure(invoke("console"), **{"aws:SourceArn": f"{CONSOLE_API}/{path}"})
+        yield f"(the other way round) its API can't ask the console for {path}", not world.decides("apigateway.amazonaws.com", [], asked)
+    for party in PARTIES:
         yield f"{party} writes without a condition, with a policy that allows everything", any(mistaken(party, put(kind, at(kind), "blind")) for kind in OBJECTS)
         for action in ("DeleteObjectVersion", "BypassGovernanceRetention", "PutObjectRetention"):
             yield f"{party}: {action}, with a policy that allows everything", mistaken(party, Request(f"s3:{action}", at("packs")))
@@ -80,7 +108,7 @@ def tried(world):
         undelivered = insecure(queue("SendMessage", "undelivered"), **{"aws:SourceArn": f"arn:aws:events:eu-central-1:{ACCOUNT}:rule/strongroom-{name}"})
         yield f"(the other way round) what {name} did not get is lost", not world.decides("events.amazonaws.com", [], undelivered)
     yield "(the other way round) nobody administers the bucket", not world.decides(STRANGER, EVERYTHING, Request("s3:PutLifecycleConfiguration", BUCKET))
-    for key, purposes in ((CATALOG_KEY, ("catalog", "ingest")), (RESTORE_KEY, ("restore",))):
+    for key, purposes in ((CATALOG_KEY, ("catalog", "ingest")), (RESTORE_KEY, ("restore",)), (SESSION_KEY, ())):
         for purpose in purposes:
             generate = Request("kms:GenerateDataKey", key, "", "", decrypt(key, purpose).pairs)
             yield "(the other way round) an operator can't use the keys", not all(world.decides(OPERATOR, EVERYTHING, request) for request in (generate, decrypt(key, purpose)))

@@ -17,7 +17,7 @@ from pathlib import Path
 from attacks import attacks
 from decide import World
 from mutate import mutations
-from asked import HOSTS, OWN_QUEUE, OBJECT_KINDS, expected_requests, requests_of
+from asked import FUNCTIONS, HOSTS, OWN_QUEUE, OBJECT_KINDS, expected_requests, requests_of
 
 HERE = Path(__file__).parent
 
@@ -54,7 +54,7 @@ def problems_of(world, calls, parties=None):
 def table(world):
     """Who may do what where, from the policies."""
     lines = ["| principal | reads | creates, never overwrites | replaces what it read | lists | deletes | key opens | sends to |", "| --- | --- | --- | --- | --- | --- | --- | --- |"]
-    for party, title in [(name, f"function {name}") for name in OWN_QUEUE if not name.startswith("host-")] + [(name, title) for name, title in HOSTS.items()]:
+    for party, title in [(name, f"function {name}") for name in FUNCTIONS] + list(HOSTS.items()):
         allowed = [request for request in requests_of(party) if world.allows(party, request)]
         objects = {action: [] for action in ("s3:GetObject", "s3:PutObject absent", "s3:PutObject match", "s3:ListBucket", "s3:DeleteObject")}
         opens, sends = [], []
@@ -65,7 +65,9 @@ def table(world):
             if request.action == "kms:Decrypt":
                 opens.append(request.note)
             if request.action == "sqs:SendMessage":
-                own = {OWN_QUEUE[party]: "its own queue", f"{OWN_QUEUE[party]}-dead": "its dead letters"} if party.startswith("host-") else {f"{OWN_QUEUE[party]}-dead": "its dead letters"}
+                own = {f"{OWN_QUEUE.get(party)}-dead": "its dead letters"}
+                if party in HOSTS:
+                    own[OWN_QUEUE[party]] = "its own queue"
                 any_host = {name: "`host-NAME`" for name in ("host-hv-01", "host-hv-02", "host-hv-03") if not party.startswith("host-")}
                 sends.append({**any_host, **own}.get(request.kind, f"`{request.kind}`"))
         cells = [", ".join(dict.fromkeys(cell)) or "–" for cell in [*objects.values(), opens, sends]]

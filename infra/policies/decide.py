@@ -25,9 +25,9 @@ def like(pattern, value):
 
 
 class World:
-    def __init__(self, identity, trust, bucket, keys, queues, operators):
+    def __init__(self, identity, trust, bucket, keys, queues, functions, operators):
         self.identity, self.trust, self.bucket = identity, trust, bucket
-        self.keys, self.queues, self.operators = keys, queues, operators
+        self.keys, self.queues, self.functions, self.operators = keys, queues, functions, operators
         self.parties = list(identity)
 
     @classmethod
@@ -40,7 +40,7 @@ class World:
                     state = message["test_state"]
         if state is None:
             raise SystemExit(f"policies: {path} holds no state of a test: did `terraform test` run?")
-        identity, trust, keys, queues, bucket = {}, {}, {}, {}, None
+        identity, trust, keys, queues, functions, bucket = {}, {}, {}, {}, {}, None
         for resource in state["root_module"]["resources"]:
             kind, values, index = resource["type"], resource["values"], resource.get("index")
             party = f"host-{index}" if resource["name"] == "host" else index
@@ -54,11 +54,13 @@ class World:
                 keys[values["arn"]] = json.loads(values["policy"])["Statement"]
             elif kind == "aws_sqs_queue":
                 queues[values["name"]] = json.loads(values["policy"])["Statement"]
-            elif kind in ("aws_iam_policy", "aws_iam_role_policy_attachment", "aws_iam_user_policy", "aws_kms_grant", "aws_lambda_permission", "aws_sqs_queue_policy"):
+            elif kind == "aws_lambda_permission":
+                functions.setdefault(values["function_name"], []).append(permission(values))
+            elif kind in ("aws_iam_policy", "aws_iam_role_policy_attachment", "aws_iam_user_policy", "aws_kms_grant", "aws_lambda_function_url", "aws_sqs_queue_policy"):
                 raise SystemExit(f"policies: {resource['address']} gives rights that are not checked here: teach decide.py to")
-        if not (identity and bucket and len(keys) == 2 and queues):
-            raise SystemExit("policies: the state lacks roles, bucket, keys or queues")
-        return cls(identity, trust, bucket, keys, queues, [f"arn:aws:iam::{ACCOUNT}:role/backup-operators"])
+        if not (identity and bucket and len(keys) == 3 and queues and functions):
+            raise SystemExit("policies: the state lacks roles, bucket, keys, queues or the console")
+        return cls(identity, trust, bucket, keys, queues, functions, [f"arn:aws:iam::{ACCOUNT}:role/backup-operators"])
 
     def mutated(self):
         return copy.deepcopy(self)
@@ -93,6 +95,8 @@ class World:
             return self.keys.get(resource, [])
         if ":sqs:" in resource:
             return self.queues.get(resource.split(":")[-1], [])
+        if ":lambda:" in resource:
+            return self.functions.get(resource.split(":")[-1], [])
         return []
 
     def shape_problems(self):
@@ -115,11 +119,27 @@ class World:
                     found.append(f"{party}: its role can be taken on by {principal}")
                 if accounts and not party.startswith("host-"):
                     found.append(f"{party}: a function's role can be taken on by {accounts}")
-        for where, statements in [("bucket", self.bucket), *self.keys.items(), *self.queues.items()]:
+        for where, statements in [("bucket", self.bucket), *self.keys.items(), *self.queues.items(), *self.functions.items()]:
             for statement in statements:
                 if statement["Effect"] == "Allow" and statement["Principal"] in ("*", {"AWS": "*"}):
                     found.append(f"{where}: {statement['Sid']} lets anybody in")
         return found
+
+
+def permission(values):
+    """The statement that Lambda makes of a permission for a service."""
+    unknown = [name for name in ("event_source_token", "function_url_auth_type", "principal_org_id", "qualifier") if values.get(name)]
+    if unknown:
+        raise SystemExit(f"policies: {unknown} of a permission is not understood")
+    condition = {"ArnLike": {"aws:SourceArn": values["source_arn"]}} if values.get("source_arn") else None
+    return {
+        "Sid": values["statement_id"],
+        "Effect": "Allow",
+        "Principal": "*" if values["principal"] == "*" else {"Service": values["principal"]},
+        "Action": values["action"],
+        "Resource": f"arn:aws:lambda:eu-central-1:{ACCOUNT}:function:{values['function_name']}",
+        **({"Condition": condition} if condition else {}),
+    }
 
 
 def role_arn(party):

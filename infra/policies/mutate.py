@@ -19,6 +19,7 @@ def mutations(world):
     resources += [(f"key {arn}", lambda world, arn=arn: world.keys[arn]) for arn in world.keys]
     # One queue of each kind: their policies are made alike.
     resources += [(f"queue {name}", lambda world, name=name: world.queues[name]) for name in ("strongroom-ticks", "strongroom-commits", "strongroom-undelivered")]
+    resources += [(f"function {name}", lambda world, name=name: world.functions[name]) for name in world.functions]
     for name, statements_of in resources:
         for at, statement in enumerate(statements_of(world)):
             changes = [("it is gone", [])]

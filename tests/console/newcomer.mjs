@@ -1,81 +1,18 @@
 // A newcomer's way through the console of a real `strongroom up`, from nothing to a restored volume, in a browser.
 // usage: node newcomer.mjs PAGE TOKEN SOURCE DESTINATION PICTURES
 //
-// Each page is looked at by axe-core, wide and as on a phone, light and dark, and pictures of it go to the folder PICTURES; as on a phone, it
-// must fit without scrolling sideways. Ends with 1 at the first thing that is not as
-// it should be, and at the end if a page broke its policy or axe-core found something serious.
+// Each page is looked at (look.mjs). Ends with 1 at the first thing that is not as it should be, and at the end if a page broke its policy, was
+// too wide for a phone, or axe-core found something serious.
 import { readFileSync } from "node:fs";
-import { join } from "node:path";
-import { AxeBuilder } from "@axe-core/playwright";
-import { chromium } from "playwright-core";
+import { close, ended, expect, keep, look, page } from "./look.mjs";
 
 const [start, token, source, destination, pictures] = process.argv.slice(2);
-const PATIENCE = 60_000;
-const SERIOUS = new Set(["serious", "critical"]);
-const WIDE = { width: 1200, height: 800 };
-const PHONE = { width: 360, height: 740 };
+keep(pictures);
 // The longest that there is, 255 bytes, with letters that take two.
 const LONG = `${"Geschäftsführung-Übergabe-".repeat(8)}`.padEnd(231, "x");
 
-const browser = await chromium.launch({
-  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
-  args: ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update"],
-});
-const page = await (await browser.newContext({ viewport: WIDE, colorScheme: "light" })).newPage();
-page.setDefaultTimeout(PATIENCE);
-
-const problems = [];
-page.on("console", (message) => {
-  // A run that was just asked for is not there yet: its page asks again. And a page that is not there is asked for below.
-  if (message.type() === "error" && !/\/(events|nothing-here)$/.test(message.location().url)) {
-    problems.push(`${message.location().url}: ${message.text()}`);
-  }
-});
-page.on("pageerror", (error) => problems.push(String(error)));
-
-let count = 0;
-const look = async (name, { isBrief = false } = {}) => {
-  count += 1;
-  const number = String(count).padStart(2, "0");
-  for (const [where, size] of [["wide", WIDE], ["phone", PHONE]]) {
-    await page.setViewportSize(size);
-    const { content, room } = await page.evaluate(() => ({ content: document.documentElement.scrollWidth, room: innerWidth }));
-    if (content > room) {
-      problems.push(`${name}: ${content} pixels wide on a screen of ${room}`);
-    }
-    // What is gone in a moment is looked at in one way only.
-    for (const colorScheme of isBrief ? ["light"] : ["light", "dark"]) {
-      await page.emulateMedia({ colorScheme });
-      const file = `${number}-${name}-${where}${colorScheme === "dark" ? "-dark" : ""}.png`;
-      await page.screenshot({ path: join(pictures, file), fullPage: true });
-      const { violations } = await new AxeBuilder({ page }).analyze();
-      for (const { id, impact, nodes } of violations) {
-        console.log(`${name}, ${where}, ${colorScheme}: axe-core: ${id} (${impact}): ${nodes[0].html}`);
-        if (SERIOUS.has(impact)) {
-          problems.push(`${name}, ${where}, ${colorScheme}: ${id}`);
-        }
-      }
-    }
-  }
-  await page.setViewportSize(WIDE);
-  await page.emulateMedia({ colorScheme: "light" });
-  console.log(`${name}: ${new URL(page.url()).pathname}`);
-};
 const go = (path) => page.goto(new URL(path, start).href);
 const press = (name) => page.getByRole("button", { name, exact: true }).click();
-const ended = async () => {
-  await page.waitForURL(/\/runs\//);
-  await page.locator("[data-state]", { hasText: /^(succeeded|failed)$/ }).waitFor();
-  const state = await page.locator("[data-state]").textContent();
-  if (state !== "succeeded") {
-    throw new Error(`${page.url()}: ${await page.locator("[data-said]").textContent()}`);
-  }
-};
-const expect = (what, is) => {
-  if (!is) {
-    throw new Error(`${page.url()}: ${what}`);
-  }
-};
 
 // The link, and nothing there yet.
 await go(`/login?token=${token}`);
@@ -215,8 +152,4 @@ await look("nothing-found");
 await page.getByRole("link", { name: "Show all" }).click();
 await page.getByRole("heading", { name: "All volumes" }).waitFor();
 
-await browser.close();
-if (problems.length > 0) {
-  console.error(problems.join("\n"));
-  process.exit(1);
-}
+await close();

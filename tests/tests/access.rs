@@ -1,4 +1,4 @@
-//! Which calls of the store and the queues each function and a host really make: what IAM must allow them, and nothing
+//! Which calls of the store and the queues each function, the console and a host really make: what IAM must allow them, and nothing
 //! more.
 //!
 //! A day of a small fleet is played with the handlers that run on Lambda and the operations of an agent, each party with a
@@ -16,8 +16,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use axum::body::{Body, to_bytes};
+use axum::http::{Method, Request as HttpRequest, StatusCode, header};
 use bytes::Bytes;
+use serde_json::{Value, json};
 use strongroom_catalog::find::find;
+use strongroom_console::{Access, Limits, Role, openapi, router};
 use strongroom_fleet::committer::QueueCommitter;
 use strongroom_fleet::message::{Message, Request, RunMessage, Wanted};
 use strongroom_fleet::metric::Unmetered;
@@ -41,6 +45,7 @@ use strongroom_vault::target::{InitOptions, KekProvider, init, open};
 use strongroom_vault::verify::{Depth, verify};
 use strongroom_vault::{Clock, Context, Entropy, Progress, Target, VaultResult};
 use tokio::task::{LocalSet, spawn_local};
+use tower::ServiceExt;
 
 /// Longer than any handler here may run.
 const FOREVER: TimestampMs = TimestampMs(u64::MAX);
@@ -192,9 +197,16 @@ impl Fleet {
         init(context(Arc::new(store.clone()), 1), &KeyAtHand::numbered(1), options).await.unwrap();
         let (mail, packs_left) = (Mail::default(), Arc::new(AtomicUsize::new(NEVER)));
         let mut parties = BTreeMap::new();
-        for (seed, name) in
-            (2..).zip(["scheduler", "dispatcher", "committer", "retention", "gc", "reconciler", "host"])
-        {
+        for (seed, name) in (2..).zip([
+            "scheduler",
+            "dispatcher",
+            "committer",
+            "retention",
+            "gc",
+            "reconciler",
+            "host",
+            "console",
+        ]) {
             let recording: (Arc<dyn ObjectStore>, CallLog) = if name == "host" {
                 let recording = Recording::new(host_store(store.clone(), Arc::clone(&packs_left)));
                 let log = recording.log();
@@ -370,6 +382,67 @@ impl Fleet {
         self.pass(2 * MINUTE_MS);
     }
 
+    /// Looks at all that the console shows, with one that was just started, and then again; and asks it for a change.
+    async fn look(self: &Rc<Self>) {
+        let access = Access::new([("token", Role::Operator)], &[7; 32]);
+        let limits = Limits { follow: Duration::from_millis(1), ..Limits::default() };
+        let console = router(self.service("console").clone(), access, limits);
+        let ask = async |method: Method, path: &str, body: Value| {
+            let request = HttpRequest::builder()
+                .method(method)
+                .uri(path)
+                .header(header::AUTHORIZATION, "Bearer token")
+                .header(header::CONTENT_TYPE, "application/json");
+            let request = request.body(Body::from(body.to_string())).unwrap();
+            let response = console.clone().oneshot(request).await.unwrap();
+            let status = response.status();
+            let body = to_bytes(response.into_body(), 16 << 20).await.unwrap();
+            (status, String::from_utf8(body.to_vec()).unwrap())
+        };
+        let first = async |list: &str, name: &str| {
+            let (_, body) = ask(Method::GET, list, Value::Null).await;
+            let body: Value = serde_json::from_str(&body).unwrap();
+            body["items"][0][name].as_str().unwrap_or("none").to_owned()
+        };
+        let (volume, backup) = (first("/v1/volumes", "name").await, first("/v1/backups", "id").await);
+        let run = first("/v1/runs", "id").await;
+        let document = openapi();
+        let paths = document["paths"].as_object().unwrap();
+        let told = paths
+            .iter()
+            .filter(|(_, operations)| operations["get"].is_object())
+            .map(|(path, _)| path.as_str());
+        let shown = [
+            "/",
+            "/new-volume",
+            "/volumes/{volume}",
+            "/volumes/{volume}/edit",
+            "/backups/{backup}",
+            "/runs",
+            "/runs/{run}",
+            "/targets",
+            "/storage",
+            "/retention",
+            "/gc",
+            "/gc?plan=true",
+            "/audit",
+        ];
+        let all: Vec<String> = told
+            .chain(shown)
+            .map(|path| path.replace("{volume}", &volume).replace("{backup}", &backup).replace("{run}", &run))
+            .map(|path| path.replace("{target}", "none").replace("/preview", "/preview?cron=@daily"))
+            .collect();
+        for path in all.iter().chain(&all) {
+            assert!(!path.contains('{'), "{path}: what is meant?");
+            let (status, body) = ask(Method::GET, path, Value::Null).await;
+            let is_nothing = path.contains("none") && status.is_client_error();
+            assert!(is_nothing || status == StatusCode::OK, "{path}: {status}: {body}");
+        }
+        let (status, body) = ask(Method::PUT, "/v1/hosts/hv", json!({})).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{body}");
+        self.deliver().await;
+    }
+
     async fn stored(&self, prefix: KeyPrefix) -> usize {
         self.store.list(prefix, None).await.unwrap().objects.len()
     }
@@ -523,12 +596,17 @@ async fn the_calls_are_those_that_the_policies_allow() {
             let fleet = Fleet::new().await;
             // A fleet that is still empty.
             fleet.tick(DAY_MS).await;
+            fleet.look().await;
             changes(&fleet).await;
             schedules_and_retention(&fleet).await;
+            fleet.look().await;
             requests(&fleet).await;
+            fleet.look().await;
             collection(&fleet).await;
             death_and_silence(&fleet).await;
+            fleet.look().await;
             collection(&fleet).await;
+            fleet.look().await;
             fleet.parties.values().flat_map(Party::calls).collect::<BTreeSet<String>>()
         })
         .await;

@@ -25,6 +25,7 @@ module "strongroom" {
   packages_dir = var.packages_dir
   architecture = var.architecture
   hosts        = var.hosts
+  console      = var.console
 
   alarm_emails       = var.alarm_emails
   monthly_budget_usd = var.monthly_budget_usd

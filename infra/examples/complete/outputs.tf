@@ -13,3 +13,18 @@ output "operator_environment" {
     export AWS_REGION=${module.strongroom.region}
   EOT
 }
+
+output "console_url" {
+  description = "Where the console is, if there is one."
+  value       = module.strongroom.console_url
+}
+
+output "console_redirect_url" {
+  description = "What to register at the identity provider as the console's redirect URI."
+  value       = module.strongroom.console_redirect_url
+}
+
+output "console_dns" {
+  description = "What the console's own domain name must point to, if it has one."
+  value       = module.strongroom.console_dns
+}

@@ -43,6 +43,26 @@ variable "hosts" {
   }
 }
 
+variable "console" {
+  description = "The console on the web and who signs in to it, as the module takes it; none if null. An example is in docs/infra.md."
+  type = object({
+    issuer          = string
+    client_id       = string
+    audiences       = optional(list(string))
+    authorize_url   = string
+    token_url       = string
+    scope           = optional(string)
+    claim           = optional(string)
+    viewers         = optional(list(string))
+    operators       = optional(list(string))
+    rate            = optional(number)
+    burst           = optional(number)
+    domain_name     = optional(string)
+    certificate_arn = optional(string)
+  })
+  default = null
+}
+
 variable "alarm_emails" {
   description = "Addresses that alarms go to."
   type        = list(string)

@@ -5,7 +5,7 @@
 # which overwrites only what was read. list: s3:ListBucket. delete: s3:DeleteObject. send: sqs:SendMessage.
 
 locals {
-  functions_access = {
+  functions_access = merge({ for name, access in { console = local.console_access } : name => access if var.console != null }, {
     scheduler = {
       read    = ["keyring", "fleet", "runs"]
       create  = ["fleet", "runs"]
@@ -56,6 +56,17 @@ locals {
       delete  = []
       send    = []
     }
+  })
+
+  # It shows what there is, and what upkeep would do now, for which that counts and lists as the collector does. What it is asked
+  # to change it asks of the dispatcher.
+  console_access = {
+    read    = ["keyring", "fleet", "runs", "root", "roots", "nodes", "manifests", "segments", "index", "inbox"]
+    create  = []
+    replace = []
+    list    = ["runs", "roots", "manifests", "segments", "index", "packs", "inbox"]
+    delete  = []
+    send    = ["requests"]
   }
 
   # A host would clear away its own session's inbox, and takes no for an answer. It replaces runs, to say how far it is: they
@@ -147,18 +158,21 @@ resource "aws_iam_role_policy" "function" {
     Version = "2012-10-17"
     Statement = concat(
       local.object_statements[each.key],
+      [for function in [for name, function in local.woken : function if name == each.key] : {
+        Sid      = "Wake"
+        Effect   = "Allow"
+        Action   = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"]
+        Resource = "${local.queue_arn}-${function.queue}"
+      }],
       [
         {
-          Sid      = "Wake"
-          Effect   = "Allow"
-          Action   = ["sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"]
-          Resource = "${local.queue_arn}-${each.value.queue}"
-        },
-        {
-          Sid      = "Send"
-          Effect   = "Allow"
-          Action   = ["sqs:SendMessage", "sqs:GetQueueUrl"]
-          Resource = [for queue in concat(local.functions_access[each.key].send, ["${each.value.queue}-dead"]) : "${local.queue_arn}-${queue}"]
+          Sid    = "Send"
+          Effect = "Allow"
+          Action = ["sqs:SendMessage", "sqs:GetQueueUrl"]
+          Resource = [
+            for queue in concat(local.functions_access[each.key].send, [for name, function in local.woken : "${function.queue}-dead" if name == each.key]) :
+            "${local.queue_arn}-${queue}"
+          ]
         },
         {
           Sid      = "Log"
@@ -167,6 +181,12 @@ resource "aws_iam_role_policy" "function" {
           Resource = "arn:${local.partition}:logs:${local.region}:${local.account}:log-group:/aws/lambda/${var.name}-${each.key}:*"
         },
       ],
+      each.key != "console" ? [] : [{
+        Sid      = "Sessions"
+        Effect   = "Allow"
+        Action   = "kms:GenerateMac"
+        Resource = aws_kms_key.sessions[each.key].arn
+      }],
       # host-* takes them in; they are for their hosts to fill.
       contains(local.functions_access[each.key].send, "host-*") ? [{
         Sid      = "NoDeadLettersOfHosts"

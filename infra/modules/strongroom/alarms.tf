@@ -100,6 +100,25 @@ resource "aws_cloudwatch_metric_alarm" "silent" {
   tags                = var.tag_alarms ? local.tags : {}
 }
 
+# What its function does not answer in time, or is too busy for, is none of that function's errors.
+resource "aws_cloudwatch_metric_alarm" "console" {
+  for_each            = local.consoles
+  alarm_name          = "${var.name}-console-unanswered"
+  alarm_description   = "The console answers with errors of its own (5xx): see the log of its API, and its function's."
+  namespace           = "AWS/ApiGateway"
+  metric_name         = "5xx"
+  dimensions          = { ApiId = aws_apigatewayv2_api.console[each.key].id }
+  statistic           = "Sum"
+  period              = 300
+  evaluation_periods  = 3
+  comparison_operator = "GreaterThanOrEqualToThreshold"
+  threshold           = 1
+  treat_missing_data  = "notBreaching"
+  alarm_actions       = [aws_sns_topic.alarms.arn]
+  ok_actions          = [aws_sns_topic.alarms.arn]
+  tags                = var.tag_alarms ? local.tags : {}
+}
+
 resource "aws_cloudwatch_metric_alarm" "errors" {
   for_each            = local.functions
   alarm_name          = "${var.name}-errors-${each.key}"

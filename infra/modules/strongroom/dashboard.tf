@@ -1,5 +1,5 @@
 locals {
-  widgets = [
+  widgets = concat([
     { title = "Backups", stat = "Sum", metrics = [for metric in ["BackupsStarted", "BackupsSucceeded", "BackupsFailed", "BackupsLate"] : ["Strongroom", metric]] },
     { title = "Bytes read and stored", stat = "Sum", metrics = [for metric in ["BytesRead", "BytesStored"] : ["Strongroom", metric]] },
     { title = "Deduplication: read to stored", stat = "Average", metrics = [["Strongroom", "DedupRatio"]] },
@@ -10,7 +10,10 @@ locals {
     { title = "Dead letters", stat = "Maximum", metrics = [for queue in values(local.dead_queues) : ["AWS/SQS", "ApproximateNumberOfMessagesVisible", "QueueName", queue]] },
     { title = "Functions: errors", stat = "Sum", metrics = [for function in values(aws_lambda_function.this) : ["AWS/Lambda", "Errors", "FunctionName", function.function_name]] },
     { title = "Functions: duration, longest", stat = "Maximum", metrics = [for function in values(aws_lambda_function.this) : ["AWS/Lambda", "Duration", "FunctionName", function.function_name]] },
-  ]
+    ], [
+    for api in values(aws_apigatewayv2_api.console) :
+    { title = "Console: requests, refused and failed", stat = "Sum", metrics = [for metric in ["Count", "4xx", "5xx"] : ["AWS/ApiGateway", metric, "ApiId", api.id]] }
+  ])
 }
 
 resource "aws_cloudwatch_dashboard" "this" {

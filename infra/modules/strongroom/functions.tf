@@ -7,7 +7,7 @@ resource "aws_cloudwatch_log_group" "this" {
 }
 
 resource "aws_lambda_function" "this" {
-  # checkov:skip=CKV_AWS_116: functions are woken by queues alone, and those have dead letters; a function's own are for invocations without one
+  # checkov:skip=CKV_AWS_116: functions are woken by queues, which have dead letters, or asked by an API, which gets the error; their own would be for invocations that nobody waits for
   # checkov:skip=CKV_AWS_117: they speak to S3, SQS and KMS only, all by signed requests; a VPC would add endpoints to pay for, and nothing to reach
   # checkov:skip=CKV_AWS_272: packages are pinned by their hash in the state; signing is for accounts that have a signing profile, which this module can't make up
   # checkov:skip=CKV_AWS_173: the variables are addresses and a log level; what is secret is in the keyring, under KMS
@@ -26,12 +26,12 @@ resource "aws_lambda_function" "this" {
   tags                           = local.tags
 
   environment {
-    variables = {
+    variables = merge({
       STRONGROOM_TARGET  = "s3://${var.bucket_name}/${var.target_prefix}"
       STRONGROOM_KMS_KEY = aws_kms_key.catalog.arn
       STRONGROOM_QUEUES  = "sqs://${var.name}"
       STRONGROOM_LOG     = var.log_level
-    }
+    }, lookup(local.more_variables, each.key, {}))
   }
 
   tracing_config {
@@ -43,7 +43,7 @@ resource "aws_lambda_function" "this" {
 }
 
 resource "aws_lambda_event_source_mapping" "this" {
-  for_each                = local.functions
+  for_each                = local.woken
   function_name           = aws_lambda_function.this[each.key].arn
   event_source_arn        = aws_sqs_queue.this[each.value.queue].arn
   batch_size              = each.value.batch

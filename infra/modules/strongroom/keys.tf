@@ -1,4 +1,4 @@
-# A target's secrets are wrapped under these keys, one data key for each layer of secrets; data never goes through KMS.
+# A target's secrets are wrapped under two of these keys, one data key for each layer of secrets; data never goes through KMS.
 # Who has neither, reads nothing. The account's administrators can change the policies, and CloudTrail says so; they can't
 # use the keys.
 
@@ -91,6 +91,33 @@ resource "aws_kms_key" "restore" {
   })
 }
 
+# Makes the key that the console's sessions are sealed under: who may use it could be anybody on the console. It never leaves KMS,
+# and the function asks for a code under it once when it begins.
+resource "aws_kms_key" "sessions" {
+  # checkov:skip=CKV_AWS_7: AWS rotates no HMAC keys; a new one ends all sessions, and nothing else
+  for_each                 = local.consoles
+  description              = "${var.name}: sessions of the console"
+  key_usage                = "GENERATE_VERIFY_MAC"
+  customer_master_key_spec = "HMAC_256"
+  deletion_window_in_days  = 7
+  tags                     = local.tags
+
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      local.key_administration,
+      {
+        Sid       = "Sessions"
+        Effect    = "Allow"
+        Principal = { AWS = local.root_arn }
+        Action    = "kms:GenerateMac"
+        Resource  = "*"
+        Condition = { ArnEquals = { "aws:PrincipalArn" = local.role_arns[each.key] } }
+      },
+    ]
+  })
+}
+
 resource "aws_kms_alias" "catalog" {
   name          = "alias/${var.name}-catalog"
   target_key_id = aws_kms_key.catalog.key_id
@@ -99,4 +126,10 @@ resource "aws_kms_alias" "catalog" {
 resource "aws_kms_alias" "restore" {
   name          = "alias/${var.name}-restore"
   target_key_id = aws_kms_key.restore.key_id
+}
+
+resource "aws_kms_alias" "sessions" {
+  for_each      = local.consoles
+  name          = "alias/${var.name}-sessions"
+  target_key_id = aws_kms_key.sessions[each.key].key_id
 }

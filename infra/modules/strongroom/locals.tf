@@ -17,7 +17,7 @@ locals {
 
   # The queue that wakes each function, the most messages it takes at once, and the most of it that run at once. All are
   # correct at any concurrency; more committers or collectors of one target only race for its root.
-  usual = {
+  usual_woken = {
     scheduler  = { queue = "ticks", batch = 10, timeout_seconds = 60, memory_mb = 256, at_once = 2 }
     dispatcher = { queue = "requests", batch = 10, timeout_seconds = 60, memory_mb = 256, at_once = 5 }
     committer  = { queue = "commits", batch = 10, timeout_seconds = 60, memory_mb = 512, at_once = 2 }
@@ -25,13 +25,18 @@ locals {
     gc         = { queue = "gc", batch = 1, timeout_seconds = 900, memory_mb = 2048, at_once = 2 }
     reconciler = { queue = "checks", batch = 10, timeout_seconds = 60, memory_mb = 256, at_once = 2 }
   }
+  # The console has no queue: its API asks it, and waits for 30 seconds.
+  usual_asked = { for name, usual in { console = { timeout_seconds = 29, memory_mb = 512, at_once = 10 } } : name => usual if var.console != null }
+  usual       = merge(local.usual_woken, local.usual_asked)
   functions = {
-    for name, usual in local.usual : name => merge(usual, {
+    for name, usual in local.usual : name => {
+      at_once              = usual.at_once
       timeout_seconds      = coalesce(try(var.functions[name].timeout_seconds, null), usual.timeout_seconds)
       memory_mb            = coalesce(try(var.functions[name].memory_mb, null), usual.memory_mb)
       reserved_concurrency = coalesce(try(var.functions[name].reserved_concurrency, null), usual.at_once)
-    })
+    }
   }
+  woken           = { for name, usual in local.usual_woken : name => merge(local.functions[name], { queue = usual.queue, batch = usual.batch }) }
   restoring_hosts = [for host, settings in var.hosts : host if settings.restore]
 
   role_names = merge(

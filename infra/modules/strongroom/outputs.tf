@@ -61,3 +61,18 @@ output "queue_urls" {
   description = "The queues, by what they carry."
   value       = { for name, queue in aws_sqs_queue.this : name => queue.url }
 }
+
+output "console_url" {
+  description = "Where the console is, if there is one."
+  value       = local.console_url
+}
+
+output "console_redirect_url" {
+  description = "What is registered at the identity provider as the console's redirect URI."
+  value       = local.console_url == null ? null : "${local.console_url}/sign-in"
+}
+
+output "console_dns" {
+  description = "What the console's own domain name must point to (an alias or CNAME), if it has one."
+  value       = one([for domain in values(aws_apigatewayv2_domain_name.console) : domain.domain_name_configuration[0].target_domain_name])
+}

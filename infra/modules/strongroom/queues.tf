@@ -2,7 +2,7 @@
 # message more often: a run that somebody died over comes again until it counts as abandoned.
 locals {
   queues = merge(
-    { for name, function in local.functions : function.queue => { visibility = 6 * function.timeout_seconds, max_receives = 10 } },
+    { for name, function in local.woken : function.queue => { visibility = 6 * function.timeout_seconds, max_receives = 10 } },
     { for host in keys(var.hosts) : "host-${host}" => { visibility = 120, max_receives = 20 } },
   )
   rules = {

@@ -96,7 +96,7 @@ resource "aws_s3_bucket_policy" "this" {
   bucket = aws_s3_bucket.this.id
   policy = jsonencode({
     Version = "2012-10-17"
-    Statement = [
+    Statement = concat([
       {
         Sid       = "TlsOnly"
         Effect    = "Deny"
@@ -140,7 +140,15 @@ resource "aws_s3_bucket_policy" "this" {
         Resource  = "${local.bucket_arn}/*"
         Condition = { ArnLike = { "aws:PrincipalArn" = concat([for arn in local.function_role_arns : arn if arn != local.role_arns["gc"]], [local.any_host_role_arn]) } }
       },
-    ]
+      ], var.console == null ? [] : [{
+        # What is open to the internet writes nothing, whatever else is attached to its role.
+        Sid       = "TheConsoleOnlyReads"
+        Effect    = "Deny"
+        Principal = "*"
+        Action    = "s3:PutObject"
+        Resource  = "${local.bucket_arn}/*"
+        Condition = { ArnEquals = { "aws:PrincipalArn" = local.role_arns["console"] } }
+    }])
   })
 
   # A policy is refused while the block is being put in place.

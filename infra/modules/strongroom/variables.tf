@@ -106,8 +106,13 @@ variable "functions" {
   default = {}
 
   validation {
-    condition     = alltrue([for name in keys(var.functions) : contains(["scheduler", "dispatcher", "committer", "retention", "gc", "reconciler"], name)])
-    error_message = "functions: scheduler, dispatcher, committer, retention, gc, reconciler."
+    condition     = alltrue([for name in keys(var.functions) : contains(["scheduler", "dispatcher", "committer", "retention", "gc", "reconciler", "console"], name)])
+    error_message = "functions: scheduler, dispatcher, committer, retention, gc, reconciler, console."
+  }
+
+  validation {
+    condition     = coalesce(try(var.functions["console"].timeout_seconds, null), 29) < 30
+    error_message = "functions: the console has at most 29 s: its API waits for no answer longer than 30."
   }
 
   validation {
@@ -118,6 +123,74 @@ variable "functions" {
       (coalesce(function.reserved_concurrency, 2) == -1 || coalesce(function.reserved_concurrency, 2) >= 2)
     ])
     error_message = "functions: timeout 10 to 900 s, memory 128 to 10240 MB, reserved concurrency -1 or at least 2, which is the least that SQS needs."
+  }
+}
+
+variable "console" {
+  description = <<-EOT
+    The console on the web; none if null. Who somebody is, an OpenID Connect provider tells: `issuer` (with its discovery document
+    below it) and `client_id`, a public client with PKCE; tokens for one of `audiences` are taken as well. Browsers sign in at
+    `authorize_url` and `token_url` and ask for `scope`. Whoever has one of `viewers` among the values of the token's claim
+    `claim` sees everything, one of `operators` also changes. `rate` and `burst`: requests a second that are let through on
+    average and at once. `domain_name`, with `certificate_arn` (of ACM, in this region): the console's own name, and then only that.
+  EOT
+  type = object({
+    issuer          = string
+    client_id       = string
+    audiences       = optional(list(string), [])
+    authorize_url   = string
+    token_url       = string
+    scope           = optional(string, "openid")
+    claim           = optional(string, "groups")
+    viewers         = optional(list(string), [])
+    operators       = optional(list(string), [])
+    rate            = optional(number, 20)
+    burst           = optional(number, 50)
+    domain_name     = optional(string)
+    certificate_arn = optional(string)
+  })
+  default = null
+
+  # Tokens travel there. On this machine they don't leave it: so that a local AWS can be tried.
+  validation {
+    condition = var.console == null || alltrue([
+      for url in try([var.console.issuer, var.console.authorize_url, var.console.token_url], []) :
+      can(regex("^(https://[A-Za-z0-9.-]+|http://(127\\.0\\.0\\.1|localhost))(:[0-9]+)?(/[^[:space:]?#]*)?$", url))
+    ])
+    error_message = "console: issuer, authorize_url and token_url are https:// addresses without a query, as the provider's document ISSUER/.well-known/openid-configuration tells them (http:// is for 127.0.0.1 and localhost only)."
+  }
+
+  validation {
+    condition     = var.console == null || length(concat(try(var.console.viewers, []), try(var.console.operators, []))) > 0
+    error_message = "console: say whom it lets in: values of the claim for viewers, operators or both. Without any, nobody could use it."
+  }
+
+  # API Gateway hands a claim with several values on as one text, [one two three].
+  validation {
+    condition = var.console == null || alltrue([
+      for value in concat(try(var.console.viewers, []), try(var.console.operators, [])) : can(regex("^[^][:space:],\"[]+$", value))
+    ])
+    error_message = "console: viewers and operators are values of the claim without white space, commas, quotes or brackets, since API Gateway hands lists on as '[one two]'. Use the groups' ids, or roles of the application."
+  }
+
+  validation {
+    condition     = var.console == null || can(regex("^[A-Za-z0-9_:./-]+$", try(var.console.claim, ""))) && length(try(var.console.client_id, "")) > 0
+    error_message = "console: client_id is what the provider calls this application, claim the name of a claim of its tokens, such as groups, roles or cognito:groups."
+  }
+
+  validation {
+    condition     = var.console == null || contains(split(" ", try(var.console.scope, "")), "openid")
+    error_message = "console: scope has openid among its words, or the provider gives no ID token."
+  }
+
+  validation {
+    condition     = var.console == null || try(var.console.rate, 0) >= 1 && try(var.console.burst, 0) >= 10
+    error_message = "console: rate at least 1 a second, burst at least 10: a page with all that belongs to it is some requests at once."
+  }
+
+  validation {
+    condition     = var.console == null || (try(var.console.domain_name, null) == null) == (try(var.console.certificate_arn, null) == null)
+    error_message = "console: domain_name and certificate_arn go together: no browser takes the one without the other."
   }
 }
 

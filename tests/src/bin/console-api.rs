@@ -14,7 +14,7 @@ use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
 use strongroom_fleet::{Home, Incoming, QueueName, Service};
 use strongroom_format::ids::TimestampMs;
 use strongroom_store::MemoryStore;
-use strongroom_tests::fleet::{HomeOnly, Mail};
+use strongroom_tests::fleet::{HomeOnly, Mail, large};
 use strongroom_tests::{World, noise};
 use tokio::net::TcpListener;
 
@@ -26,11 +26,17 @@ struct Arguments {
     /// Where it listens, on the loopback interface
     #[arg(long, default_value_t = 8465)]
     port: u16,
+    /// So many volumes more, some of them late
+    #[arg(long, default_value_t = 0)]
+    crowd: usize,
 }
+
+/// How many of a crowd are late.
+const LATE: usize = 5;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
-    let Arguments { port } = Arguments::parse();
+    let Arguments { port, crowd } = Arguments::parse();
     let world = World::create(Arc::new(MemoryStore::new()), "fixed:16KiB", 1).await?;
     let mail = Arc::new(Mail::default());
     let service = Service {
@@ -54,6 +60,16 @@ async fn main() -> anyhow::Result<()> {
         for generation in 0..3 {
             world.back_up(volume, &noise(100_000, seed as u64 * 10 + generation)).await?;
         }
+    }
+    if crowd > 0 {
+        large::fill(&service, crowd.saturating_sub(LATE), 60).await?;
+        for number in 0..LATE {
+            let volume = format!("late-{number}");
+            let spec = VolumeSpec { rpo_ms: Some(1), ..VolumeSpec::new("h", "/dev/y") };
+            ask(&service, &volume, Wanted::VolumePut { volume: volume.clone(), spec: Box::new(spec) })
+                .await?;
+        }
+        world.pass(1000);
     }
     let access = Access::new([("view", Role::Viewer), ("operate", Role::Operator)], &[7; 32]);
     // As fast as the program that tries it asks, and for no longer than it would wait.

@@ -52,11 +52,13 @@ impl Chart {
         bars.drain(..bars.len().saturating_sub(MOST));
         let highest = bars.iter().map(|bar| bar.value).max().unwrap_or(0).max(1);
         let step = WIDTH / (bars.len() as u64).max(u64::from(FEWEST_DAYS));
+        // The newest is at the right edge, however few there are.
+        let left = WIDTH - step * bars.len() as u64;
         let place = |(at, bar): (usize, Bar)| {
             let scaled = u128::from(bar.value) * u128::from(HEIGHT) / u128::from(highest);
             // What is there is seen, however little it is.
             let height = u64::try_from(scaled).unwrap_or(HEIGHT).max(u64::from(bar.value > 0));
-            Place { x: at as u64 * step, y: HEIGHT - height, width: step - 1, height, text: bar.text }
+            Place { x: left + at as u64 * step, y: HEIGHT - height, width: step - 1, height, text: bar.text }
         };
         Self { bars: bars.into_iter().enumerate().map(place).collect(), width: WIDTH, height: HEIGHT }
     }
