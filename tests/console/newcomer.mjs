@@ -26,8 +26,8 @@ page.setDefaultTimeout(PATIENCE);
 
 const problems = [];
 page.on("console", (message) => {
-  // A run that was just asked for is not there yet: its page asks again. And a page that is not there is asked for below.
-  if (message.type() === "error" && !/\/(events|nothing-here)$/.test(message.location().url)) {
+  // A run that was just asked for is not there yet: its page asks again. And a page that is not there is asked for below, and a name that is taken.
+  if (message.type() === "error" && !/\/(events|nothing-here|new-volume)$/.test(message.location().url)) {
     problems.push(`${message.location().url}: ${message.text()}`);
   }
 });
@@ -158,6 +158,8 @@ expect("the restored bytes are others", readFileSync(source).equals(readFileSync
 
 // To the trash, and out of it.
 await go(backup);
+await page.getByRole("link", { name: "Move to the trash …" }).click();
+await look("delete-asked");
 await press("Move to the trash");
 await ended();
 await go("/gc");
@@ -178,7 +180,9 @@ await press("Add it");
 await ended();
 await go("/targets");
 await look("targets");
-await page.getByRole("button", { name: "Forget target far" }).click();
+await page.getByRole("link", { name: "Forget target far" }).click();
+await look("forget-target-asked");
+await press("Forget this target");
 await ended();
 
 // Names as long as can be.
@@ -190,6 +194,19 @@ await ended();
 await look("long-name-run");
 await go(`/volumes/${encodeURIComponent(LONG)}`);
 await look("long-name-volume");
+await page.getByRole("link", { name: "Runs of this volume" }).click();
+await look("long-name-runs");
+await page.goBack();
+await page.getByRole("link", { name: "Forget this volume …" }).click();
+await look("long-name-forget-asked");
+await page.getByRole("link", { name: "Leave it as it is" }).click();
+
+// A name that is there is not taken again.
+await go("/new-volume");
+await page.getByLabel("Name").fill(LONG);
+await page.getByLabel("What it reads there").fill(source);
+await press("Add it");
+await page.getByText("change that one, or take another name").waitFor();
 
 for (const name of ["runs", "storage", "retention", "audit"]) {
   await go(`/${name}`);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
 
+#[path = "console/forms.rs"]
+mod forms;
 #[path = "console/people.rs"]
 mod people;
 
@@ -126,7 +128,7 @@ impl Fleet {
                 rpo_ms,
                 ..VolumeSpec::new("h", "/dev/vg0/x")
             };
-            let wanted = Wanted::VolumePut { volume: name.to_owned(), spec: Box::new(spec) };
+            let wanted = Wanted::VolumePut { volume: name.to_owned(), spec: Box::new(spec), expected: None };
             fleet.ask(name, wanted).await;
         }
         for seed in 0..2 {
@@ -325,8 +327,8 @@ fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
         ("/volumes/db/backup".into(), "key=k", json!({ "type": "backup", "volume": "db" })),
         (
             "/volumes/db/schedule".into(),
-            "key=k&cron=5+*+*+*+*&time_zone=UTC&paused=true",
-            json!({ "type": "schedule_patch", "volume": "db", "cron": "5 * * * *", "zone": "UTC", "paused": true }),
+            "key=k&expected=any&cron=5+*+*+*+*&time_zone=UTC&paused=true",
+            json!({ "type": "schedule_patch", "volume": "db", "cron": "5 * * * *", "zone": "UTC", "paused": true, "expected": "any" }),
         ),
         (
             format!("/backups/{backup}/restore"),
@@ -340,14 +342,18 @@ fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
         ),
         (
             "/new-volume".into(),
-            "key=k&name=new&host=h&source=%2Fdev%2Fx&target=&cron=%40daily&time_zone=UTC&rpo_hours=26&keep_last=3&keep_daily=",
-            json!({ "type": "volume_put", "volume": "new", "spec": {
+            "key=k&name=new&expected=none&host=h&source=%2Fdev%2Fx&target=&cron=%40daily&time_zone=UTC&rpo=26h&keep_last=3&keep_daily=",
+            json!({ "type": "volume_put", "volume": "new", "expected": "none", "spec": {
                 "host": "h", "source": "/dev/x", "rpo_ms": 93_600_000,
                 "schedule": { "cron": "@daily", "zone": "UTC", "jitter_ms": 300_000, "paused": false },
                 "retention": { "keep_last": 3, "keep_hourly": 0, "keep_daily": 0, "keep_weekly": 0, "keep_monthly": 0, "keep_yearly": 0 },
             } }),
         ),
-        ("/volumes/db/forget".into(), "key=k", json!({ "type": "volume_delete", "volume": "db" })),
+        (
+            "/volumes/db/forget".into(),
+            "key=k&expected=any",
+            json!({ "type": "volume_delete", "volume": "db", "expected": "any" }),
+        ),
         (
             "/targets".into(),
             "key=k&name=far&address=s3%3A%2F%2Fb%2Fp&region=&kms_key=",
@@ -490,10 +496,10 @@ async fn a_corrected_form_counts_and_a_double_click_does_not() {
         let taken = fleet.http(form("/volumes/db/schedule", body, &headers)).await;
         taken.headers[header::LOCATION].to_str().unwrap().to_owned()
     };
-    let wrong = send("key=k&cron=6+*+*+*+*&time_zone=UTC").await;
-    let right = send("key=k&cron=5+*+*+*+*&time_zone=UTC").await;
+    let wrong = send("key=k&expected=any&cron=6+*+*+*+*&time_zone=UTC").await;
+    let right = send("key=k&expected=any&cron=5+*+*+*+*&time_zone=UTC").await;
     assert_ne!(wrong, right);
-    assert_eq!(send("key=k&cron=5+*+*+*+*&time_zone=UTC").await, right);
+    assert_eq!(send("key=k&expected=any&cron=5+*+*+*+*&time_zone=UTC").await, right);
 }
 
 /// What is only in the trash, was backed up by hand, or goes with another is shown as well.
@@ -630,16 +636,29 @@ async fn the_navigation_says_where_one_is() {
     let own = PAGES.iter().filter(|path| **path != "/new-volume");
     let own = own.map(|path| ((*path).to_owned(), path.split('?').next().unwrap().to_owned(), "page"));
     let of_volumes = ["/volumes/db", "/new-volume", "/volumes/db/edit"].map(str::to_owned);
-    let of_volumes = of_volumes.into_iter().chain([format!("/backups/{backup}")]).map(|path| (path, "/".to_owned(), "true"));
+    let of_volumes = of_volumes
+        .into_iter()
+        .chain([format!("/backups/{backup}")])
+        .map(|path| (path, "/".to_owned(), "true"));
     let of_runs = (format!("/runs/{run}"), "/runs".to_owned(), "true");
     let mut titles = std::collections::BTreeSet::new();
     for (path, link, value) in own.chain(of_volumes).chain([of_runs]) {
         let page = fleet.get(&path).await;
         let navigation = between(&page.body, "<nav aria-label=\"Pages\">", "</nav>");
         assert_eq!(navigation.matches("aria-current").count(), 1, "{path}: {navigation}");
-        assert!(navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")), "{path}: {navigation}");
-        assert!(page.body.contains("<a class=\"skip\" href=\"#main\">") && page.body.contains("<main id=\"main\""), "{path}");
-        assert!(path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()), "{path} has the title of another");
+        assert!(
+            navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")),
+            "{path}: {navigation}"
+        );
+        assert!(
+            page.body.contains("<a class=\"skip\" href=\"#main\">")
+                && page.body.contains("<main id=\"main\""),
+            "{path}"
+        );
+        assert!(
+            path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()),
+            "{path} has the title of another"
+        );
     }
 }
 
@@ -687,7 +706,11 @@ async fn an_empty_console_says_what_to_do_next() {
         assert!(page.body.contains(next), "{path}: {next}\n{}", page.body);
     }
     let viewed = fleet.get("/").await;
-    assert!(!viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"), "{}", viewed.body);
+    assert!(
+        !viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"),
+        "{}",
+        viewed.body
+    );
     fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
     let hosted = fleet.call(Method::GET, "/", "operate", None).await;
     assert!(hosted.body.contains("is there already") && !hosted.body.contains("host-put"), "{}", hosted.body);
@@ -703,14 +726,25 @@ async fn the_overview_plots_what_is_stored_after_what_is_late() {
     let fleet = Fleet::with_volumes().await;
     let page = fleet.get("/").await.body;
     let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text} in {page}"));
-    let order = [at("1 late"), at("To be looked after"), at("a/&#60;b"), at("<svg"), at("href=\"/storage\">The figures"), at("The others"), at(">db</a>")];
+    let order = [
+        at("1 late"),
+        at("To be looked after"),
+        at("a/&#60;b"),
+        at("<svg"),
+        at("href=\"/storage\">The figures"),
+        at("The others"),
+        at(">db</a>"),
+    ];
     assert!(order.is_sorted(), "{order:?}: {page}");
     assert_eq!(page.matches("role=\"img\" aria-label=\"").count(), 2);
     let stats = fleet.get("/v1/stats").await.json();
     let day = &stats["days"][0];
     let said = between(&page, "aria-label=\"Stored by day", "\">");
     let stored = strongroom_fleet::text::bytes(day["stored_bytes"].as_u64().unwrap());
-    assert!(said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())), "{said}");
+    assert!(
+        said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())),
+        "{said}"
+    );
     // The same on its own page, and no plots where something was looked for.
     assert!(fleet.get("/storage").await.body.contains(said));
     assert!(!fleet.get("/?q=db").await.body.contains("<svg"));
@@ -721,7 +755,12 @@ async fn volumes_are_found_by_name_host_and_state() {
     let fleet = Fleet::with_volumes().await;
     let spec = VolumeSpec::new("rack-7", "/dev/x");
     fleet.ask("rack", Wanted::HostPut { host: "rack-7".to_owned() }).await;
-    fleet.ask("other", Wanted::VolumePut { volume: "Öllager".to_owned(), spec: Box::new(spec) }).await;
+    fleet
+        .ask(
+            "other",
+            Wanted::VolumePut { volume: "Öllager".to_owned(), spec: Box::new(spec), expected: None },
+        )
+        .await;
     let names = ["a/&#60;b", ">db</a>", ">Öllager</a>"];
     for (asked, hits, found) in [
         ("q=DB", 1, vec![1]),
@@ -737,14 +776,23 @@ async fn volumes_are_found_by_name_host_and_state() {
     ] {
         let page = fleet.get(&format!("/?{asked}")).await;
         assert_eq!(page.status, StatusCode::OK, "{asked}");
-        assert!(page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")), "{asked}: {}", page.body);
-        let shown: Vec<usize> = (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
+        assert!(
+            page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")),
+            "{asked}: {}",
+            page.body
+        );
+        let shown: Vec<usize> =
+            (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
         assert_eq!(shown, found, "{asked}");
-        let told = fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
+        let told =
+            fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
         assert_eq!(told.json()["items"].as_array().unwrap().len(), hits, "{asked}");
     }
     let typed = fleet.get("/?q=%22%3E%3Cb%3E&state=late").await.body;
-    assert!(typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"), "{typed}");
+    assert!(
+        typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"),
+        "{typed}"
+    );
     for whole in ["/", "/?q=&state="] {
         let page = fleet.get(whole).await.body;
         assert!(names.iter().all(|name| page.contains(name)) && !page.contains("of 3 volumes"), "{page}");
@@ -759,7 +807,10 @@ async fn a_very_large_fleet_is_shown_page_by_page() {
     let fleet = Fleet::new().await;
     strongroom_tests::fleet::large::fill(&fleet.service, 1001, 1).await.unwrap();
     let all = |body: &str| -> Vec<String> {
-        body.split("<th scope=\"row\">").skip(1).map(|row| row.split("</th>").next().unwrap().to_owned()).collect()
+        body.split("<th scope=\"row\">")
+            .skip(1)
+            .map(|row| row.split("</th>").next().unwrap().to_owned())
+            .collect()
     };
     for asked in ["/", "/?q=vm&state="] {
         let first = fleet.get(asked).await.body;
@@ -790,7 +841,7 @@ async fn a_form_changes_what_it_asks_for() {
     fleet.sent();
     let operator = fleet.cookie("operate").await;
     let headers = [("cookie", operator.as_str()), ("sec-fetch-site", "same-origin")];
-    let body = "key=k&name=lead&host=h&source=%2Fdev%2Fz&target=&cron=%40weekly&time_zone=Europe%2FBerlin&keep_daily=9";
+    let body = "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&target=&cron=%40weekly&time_zone=Europe%2FBerlin&keep_daily=9&keep_within=1s";
     let taken = fleet.http(form("/new-volume", body, &headers)).await;
     assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
     let [Wanted::VolumePut { spec, .. }] = &fleet.sent()[..] else { panic!("one volume") };
@@ -804,11 +855,18 @@ async fn a_form_changes_what_it_asks_for() {
     assert_eq!((&spec["retention"]["keep_last"], &spec["retention"]["keep_daily"]), (&json!(0), &json!(9)));
     assert_eq!(spec["chunker"]["fixed"]["size_bytes"], 65536);
     for wrong in [
-        "key=k&name=lead&host=h&source=%2Fdev%2Fz&keep_daily=many",
-        "key=k&name=lead&host=h&source=%2Fdev%2Fz&cron=never",
-        "key=k&name=&host=h&source=%2Fdev%2Fz",
-        "key=k&name=x&host=&source=%2Fdev%2Fz",
-        "name=x&host=h&source=%2Fdev%2Fz",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_daily=many",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&cron=never",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&rpo=36",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_within=0s",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_last=1&rate_removals=2",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_last=1&rate_period=1d",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&rate_removals=2&rate_period=1d",
+        "key=k&name=lead&expected=x&host=h&source=%2Fdev%2Fz",
+        "key=k&name=&expected=none&host=h&source=%2Fdev%2Fz",
+        "key=k&name=x&expected=none&host=&source=%2Fdev%2Fz",
+        "name=x&expected=none&host=h&source=%2Fdev%2Fz",
+        "key=k&name=x&host=h&source=%2Fdev%2Fz",
     ] {
         assert_eq!(
             fleet.http(form("/new-volume", wrong, &headers)).await.status,

@@ -50,7 +50,12 @@ async fn main() -> anyhow::Result<()> {
             retention: Some(retention),
             ..VolumeSpec::new("h", "/dev/x")
         };
-        ask(&service, volume, Wanted::VolumePut { volume: volume.to_owned(), spec: Box::new(spec) }).await?;
+        ask(
+            &service,
+            volume,
+            Wanted::VolumePut { volume: volume.to_owned(), spec: Box::new(spec), expected: None },
+        )
+        .await?;
         for generation in 0..3 {
             world.back_up(volume, &noise(100_000, seed as u64 * 10 + generation)).await?;
         }
