@@ -19,8 +19,8 @@ export const newPage = async (isExpected = () => false) => {
   const page = await (await browser.newContext({ viewport: WIDE, colorScheme: "light" })).newPage();
   page.setDefaultTimeout(PATIENCE);
   page.on("console", (message) => {
-    // A run that was just asked for is not there yet: its page asks again. And some ask for a page that is not there.
-    if (message.type() === "error" && !/\/(events|nothing-here)$/.test(message.location().url) && !isExpected()) {
+    // A run that was just asked for is not there yet: its page asks again. And some ask for a page that is not there, or for a name that is taken.
+    if (message.type() === "error" && !/\/(events|nothing-here|new-volume)$/.test(message.location().url) && !isExpected()) {
       problems.push(`${message.location().url}: ${message.text()}`);
     }
   });

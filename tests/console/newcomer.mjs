@@ -95,6 +95,8 @@ expect("the restored bytes are others", readFileSync(source).equals(readFileSync
 
 // To the trash, and out of it.
 await go(backup);
+await page.getByRole("link", { name: "Move to the trash …" }).click();
+await look("delete-asked");
 await press("Move to the trash");
 await ended();
 await go("/gc");
@@ -115,7 +117,9 @@ await press("Add it");
 await ended();
 await go("/targets");
 await look("targets");
-await page.getByRole("button", { name: "Forget target far" }).click();
+await page.getByRole("link", { name: "Forget target far" }).click();
+await look("forget-target-asked");
+await press("Forget this target");
 await ended();
 
 // Names as long as can be.
@@ -127,6 +131,19 @@ await ended();
 await look("long-name-run");
 await go(`/volumes/${encodeURIComponent(LONG)}`);
 await look("long-name-volume");
+await page.getByRole("link", { name: "Runs of this volume" }).click();
+await look("long-name-runs");
+await page.goBack();
+await page.getByRole("link", { name: "Forget this volume …" }).click();
+await look("long-name-forget-asked");
+await page.getByRole("link", { name: "Leave it as it is" }).click();
+
+// A name that is there is not taken again.
+await go("/new-volume");
+await page.getByLabel("Name").fill(LONG);
+await page.getByLabel("What it reads there").fill(source);
+await press("Add it");
+await page.getByText("change that one, or take another name").waitFor();
 
 for (const name of ["runs", "storage", "retention", "audit"]) {
   await go(`/${name}`);

@@ -477,15 +477,16 @@ async fn changes(fleet: &Rc<Fleet>) {
     fleet.ask(Wanted::TargetDelete { name: "elsewhere".to_owned() }).await;
     for (volume, schedule) in [("db", true), ("www", false), ("gone", false)] {
         let spec = spec(schedule, 1);
-        fleet.ask(Wanted::VolumePut { volume: volume.to_owned(), spec }).await;
+        fleet.ask(Wanted::VolumePut { volume: volume.to_owned(), spec, expected: None }).await;
     }
-    fleet.ask(Wanted::VolumeDelete { volume: "gone".to_owned() }).await;
+    fleet.ask(Wanted::VolumeDelete { volume: "gone".to_owned(), expected: None }).await;
     let patch = |paused| Wanted::SchedulePatch {
         volume: "db".to_owned(),
         cron: None,
         zone: None,
         jitter_ms: None,
         paused: Some(paused),
+        expected: None,
     };
     fleet.ask(patch(true)).await;
     fleet.ask(patch(false)).await;

@@ -103,7 +103,9 @@ async fn a_backup_that_was_requested_counts_for_the_recovery_point_objective() {
     let fleet = Fleet::new().await;
     fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
     let spec = VolumeSpec { rpo_ms: Some(2 * HOUR_MS), ..VolumeSpec::new("h", "/dev/x") };
-    fleet.ask("volume", Wanted::VolumePut { volume: "db".to_owned(), spec: Box::new(spec) }).await;
+    fleet
+        .ask("volume", Wanted::VolumePut { volume: "db".to_owned(), spec: Box::new(spec), expected: None })
+        .await;
     let late = |measured: &[(Metric, Option<String>, f64)]| {
         measured.iter().find(|(metric, ..)| *metric == Metric::BackupsLate).unwrap().2
     };

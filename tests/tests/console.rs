@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, in helpers too")]
 
+#[path = "console/forms.rs"]
+mod forms;
 #[path = "console/people.rs"]
 mod people;
 
@@ -127,7 +129,7 @@ impl Fleet {
                 rpo_ms,
                 ..VolumeSpec::new("h", "/dev/vg0/x")
             };
-            let wanted = Wanted::VolumePut { volume: name.to_owned(), spec: Box::new(spec) };
+            let wanted = Wanted::VolumePut { volume: name.to_owned(), spec: Box::new(spec), expected: None };
             fleet.ask(name, wanted).await;
         }
         for seed in 0..2 {
@@ -326,8 +328,8 @@ fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
         ("/volumes/db/backup".into(), "key=k", json!({ "type": "backup", "volume": "db" })),
         (
             "/volumes/db/schedule".into(),
-            "key=k&cron=5+*+*+*+*&time_zone=UTC&paused=true",
-            json!({ "type": "schedule_patch", "volume": "db", "cron": "5 * * * *", "zone": "UTC", "paused": true }),
+            "key=k&expected=any&cron=5+*+*+*+*&time_zone=UTC&paused=true",
+            json!({ "type": "schedule_patch", "volume": "db", "cron": "5 * * * *", "zone": "UTC", "paused": true, "expected": "any" }),
         ),
         (
             format!("/backups/{backup}/restore"),
@@ -341,14 +343,18 @@ fn forms(backup: &str) -> Vec<(String, &'static str, Value)> {
         ),
         (
             "/new-volume".into(),
-            "key=k&name=new&host=h&source=%2Fdev%2Fx&target=&cron=%40daily&time_zone=UTC&rpo_hours=26&keep_last=3&keep_daily=",
-            json!({ "type": "volume_put", "volume": "new", "spec": {
+            "key=k&name=new&expected=none&host=h&source=%2Fdev%2Fx&target=&cron=%40daily&time_zone=UTC&rpo=26h&keep_last=3&keep_daily=",
+            json!({ "type": "volume_put", "volume": "new", "expected": "none", "spec": {
                 "host": "h", "source": "/dev/x", "rpo_ms": 93_600_000,
                 "schedule": { "cron": "@daily", "zone": "UTC", "jitter_ms": 300_000, "paused": false },
                 "retention": { "keep_last": 3, "keep_hourly": 0, "keep_daily": 0, "keep_weekly": 0, "keep_monthly": 0, "keep_yearly": 0 },
             } }),
         ),
-        ("/volumes/db/forget".into(), "key=k", json!({ "type": "volume_delete", "volume": "db" })),
+        (
+            "/volumes/db/forget".into(),
+            "key=k&expected=any",
+            json!({ "type": "volume_delete", "volume": "db", "expected": "any" }),
+        ),
         (
             "/targets".into(),
             "key=k&name=far&address=s3%3A%2F%2Fb%2Fp&region=&kms_key=",
@@ -491,10 +497,10 @@ async fn a_corrected_form_counts_and_a_double_click_does_not() {
         let taken = fleet.http(form("/volumes/db/schedule", body, &headers)).await;
         taken.headers[header::LOCATION].to_str().unwrap().to_owned()
     };
-    let wrong = send("key=k&cron=6+*+*+*+*&time_zone=UTC").await;
-    let right = send("key=k&cron=5+*+*+*+*&time_zone=UTC").await;
+    let wrong = send("key=k&expected=any&cron=6+*+*+*+*&time_zone=UTC").await;
+    let right = send("key=k&expected=any&cron=5+*+*+*+*&time_zone=UTC").await;
     assert_ne!(wrong, right);
-    assert_eq!(send("key=k&cron=5+*+*+*+*&time_zone=UTC").await, right);
+    assert_eq!(send("key=k&expected=any&cron=5+*+*+*+*&time_zone=UTC").await, right);
 }
 
 /// What is only in the trash, was backed up by hand, or goes with another is shown as well.
@@ -750,7 +756,12 @@ async fn volumes_are_found_by_name_host_and_state() {
     let fleet = Fleet::with_volumes().await;
     let spec = VolumeSpec::new("rack-7", "/dev/x");
     fleet.ask("rack", Wanted::HostPut { host: "rack-7".to_owned() }).await;
-    fleet.ask("other", Wanted::VolumePut { volume: "Öllager".to_owned(), spec: Box::new(spec) }).await;
+    fleet
+        .ask(
+            "other",
+            Wanted::VolumePut { volume: "Öllager".to_owned(), spec: Box::new(spec), expected: None },
+        )
+        .await;
     let names = ["a/&#60;b", ">db</a>", ">Öllager</a>"];
     for (asked, hits, found) in [
         ("q=DB", 1, vec![1]),
@@ -831,7 +842,7 @@ async fn a_form_changes_what_it_asks_for() {
     fleet.sent();
     let operator = fleet.cookie("operate").await;
     let headers = [("cookie", operator.as_str()), ("sec-fetch-site", "same-origin")];
-    let body = "key=k&name=lead&host=h&source=%2Fdev%2Fz&target=&cron=%40weekly&time_zone=Europe%2FBerlin&keep_daily=9";
+    let body = "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&target=&cron=%40weekly&time_zone=Europe%2FBerlin&keep_daily=9&keep_within=1s";
     let taken = fleet.http(form("/new-volume", body, &headers)).await;
     assert_eq!(taken.status, StatusCode::SEE_OTHER, "{}", taken.body);
     let [Wanted::VolumePut { spec, .. }] = &fleet.sent()[..] else { panic!("one volume") };
@@ -845,11 +856,18 @@ async fn a_form_changes_what_it_asks_for() {
     assert_eq!((&spec["retention"]["keep_last"], &spec["retention"]["keep_daily"]), (&json!(0), &json!(9)));
     assert_eq!(spec["chunker"]["fixed"]["size_bytes"], 65536);
     for wrong in [
-        "key=k&name=lead&host=h&source=%2Fdev%2Fz&keep_daily=many",
-        "key=k&name=lead&host=h&source=%2Fdev%2Fz&cron=never",
-        "key=k&name=&host=h&source=%2Fdev%2Fz",
-        "key=k&name=x&host=&source=%2Fdev%2Fz",
-        "name=x&host=h&source=%2Fdev%2Fz",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_daily=many",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&cron=never",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&rpo=36",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_within=0s",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_last=1&rate_removals=2",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&keep_last=1&rate_period=1d",
+        "key=k&name=lead&expected=any&host=h&source=%2Fdev%2Fz&rate_removals=2&rate_period=1d",
+        "key=k&name=lead&expected=x&host=h&source=%2Fdev%2Fz",
+        "key=k&name=&expected=none&host=h&source=%2Fdev%2Fz",
+        "key=k&name=x&expected=none&host=&source=%2Fdev%2Fz",
+        "name=x&expected=none&host=h&source=%2Fdev%2Fz",
+        "key=k&name=x&host=h&source=%2Fdev%2Fz",
     ] {
         assert_eq!(
             fleet.http(form("/new-volume", wrong, &headers)).await.status,
@@ -1062,7 +1080,10 @@ async fn what_is_open_to_nobody_is_closed_whatever_it_is_about() {
         format!("/live/runs/{run}/events"),
         "/live/schedules/preview?cron=@daily".to_owned(),
     ] {
-        assert_eq!(fleet.get(&path).await.status, StatusCode::OK, "{path}");
+        // Events of a run that goes on do not end soon.
+        if !path.ends_with("/events") {
+            assert_eq!(fleet.get(&path).await.status, StatusCode::OK, "{path}");
+        }
         for token in ["", "wrong"] {
             let answer = fleet.call(Method::GET, &path, token, None).await;
             assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path} with '{token}'");
@@ -1149,7 +1170,9 @@ async fn a_volume_that_moved_is_found_where_its_backups_are() {
     let far = json!({ "type": "target_put", "name": "far", "target": { "address": "file:///far" } });
     fleet.ask("far", serde_json::from_value(far).unwrap()).await;
     let spec = VolumeSpec { target: Some("far".to_owned()), ..VolumeSpec::new("h", "/dev/vg0/x") };
-    fleet.ask("move", Wanted::VolumePut { volume: "db".to_owned(), spec: Box::new(spec) }).await;
+    fleet
+        .ask("move", Wanted::VolumePut { volume: "db".to_owned(), spec: Box::new(spec), expected: None })
+        .await;
     let gone = fleet.get("/").await;
     assert!(gone.body.contains("href=\"/volumes/db?target=home\""), "{}", gone.body);
     assert!(gone.body.contains("href=\"/volumes/db?target=far\""), "{}", gone.body);

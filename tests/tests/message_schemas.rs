@@ -121,7 +121,7 @@ fn schemas_and_types_take_and_refuse_the_same() {
         let written: Value = serde_json::from_str(&written).unwrap();
         assert!(schemas.takes(kind, &example), "{example}");
         assert!(schemas.takes(kind, &written), "{written}");
-        if let Ok(Wanted::VolumePut { volume, spec }) =
+        if let Ok(Wanted::VolumePut { volume, spec, .. }) =
             Request::from_json(&example.to_string()).map(|request| request.request)
         {
             assert_eq!(spec.check(&volume), Ok(()));

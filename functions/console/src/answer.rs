@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use strongroom_catalog::retention::{Decision, RetentionPlan};
 use strongroom_catalog::root::BackupEntry;
+use strongroom_fleet::expected::SpecTag;
 use strongroom_fleet::run::{Origin, Run, RunState};
 use strongroom_fleet::schedule::{Schedule, Slots};
 use strongroom_fleet::settings::TargetEntry;
@@ -43,6 +44,9 @@ pub struct VolumeAnswer {
     /// Why its target can't be read, so that its backups are not known just now.
     problem: Option<String>,
     schedule: Option<ScheduleAnswer>,
+    /// Names what is to be done with it, to be given as `If-Match` where that is changed; none if the fleet only knows its backups.
+    #[schema(value_type = Option<String>, pattern = "^[0-9a-f]{64}$")]
+    spec_tag: Option<String>,
     /// What is kept of it; everything if there is none.
     #[schema(schema_with = crate::openapi::retention_or_none)]
     retention: Option<RetentionSpec>,
@@ -262,8 +266,21 @@ pub struct DecisionAnswer {
     pub goes: bool,
     /// It is to go, but not yet: the rate of removals is used up.
     pub waits: bool,
+    /// It is to go and does not: of its volume more would go than one run removes.
+    pub refused: bool,
     /// Why it is kept.
     pub reasons: Vec<String>,
+}
+
+/// A volume of which more would go than one run removes.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RefusedAnswer {
+    /// Its name.
+    pub volume: String,
+    /// Backups that no rule keeps.
+    pub removals: usize,
+    /// The most that one run removes.
+    pub cap: usize,
 }
 
 /// What retention would do now.
@@ -273,8 +290,8 @@ pub struct RetentionAnswer {
     pub goes: usize,
     /// Backups that would stay.
     pub stays: usize,
-    /// Volumes of which more would go than one run removes: it would refuse.
-    pub refused: Vec<String>,
+    /// Volumes of which more would go than one run removes: they would lose nothing, and the run would end as failed.
+    pub refused: Vec<RefusedAnswer>,
     /// Each backup of a volume that has a policy.
     pub decisions: Vec<DecisionAnswer>,
 }
@@ -384,6 +401,7 @@ impl VolumeAnswer {
             problem: line.problem.map(str::to_owned),
             schedule: schedule
                 .map(|schedule| ScheduleAnswer::new(schedule, schedule.slots().ok().as_ref(), now)),
+            spec_tag: spec.map(|spec| SpecTag::of(spec).to_string()),
             retention: spec.and_then(|spec| spec.retention.clone()),
             rpo_ms: spec.and_then(|spec| spec.rpo_ms),
             active_run: state.and_then(|state| state.active).map(|active| active.run),
@@ -479,13 +497,15 @@ impl TargetAnswer {
 }
 
 impl DecisionAnswer {
-    fn new(decision: &Decision) -> Self {
+    fn new(decision: &Decision, is_refused: bool) -> Self {
+        let is_to_go = !decision.keeps();
         Self {
             volume: decision.volume.clone(),
             backup: decision.backup,
             created: time(decision.created),
-            goes: !decision.keeps(),
+            goes: is_to_go && !is_refused,
             waits: decision.waits,
+            refused: is_to_go && is_refused,
             reasons: decision.reasons.clone(),
         }
     }
@@ -494,16 +514,19 @@ impl DecisionAnswer {
 impl RetentionAnswer {
     /// The plans of some volumes.
     pub fn new(plans: &[RetentionPlan]) -> Self {
-        let decisions: Vec<DecisionAnswer> =
-            plans.iter().flat_map(|plan| plan.decisions.iter().map(DecisionAnswer::new)).collect();
+        let decide = |plan: &RetentionPlan| {
+            let is_refused = plan.exceeds_cap();
+            let decisions = plan.decisions.iter().map(|decision| DecisionAnswer::new(decision, is_refused));
+            decisions.collect::<Vec<_>>()
+        };
+        let decisions: Vec<DecisionAnswer> = plans.iter().flat_map(decide).collect();
         let goes = decisions.iter().filter(|decision| decision.goes).count();
         let refused = plans.iter().filter(|plan| plan.exceeds_cap());
-        Self {
-            goes,
-            stays: decisions.len() - goes,
-            refused: refused.filter_map(|plan| Some(plan.decisions.first()?.volume.clone())).collect(),
-            decisions,
-        }
+        let refused = refused.filter_map(|plan| {
+            let volume = plan.decisions.first()?.volume.clone();
+            Some(RefusedAnswer { volume, removals: plan.removals().len(), cap: plan.cap })
+        });
+        Self { goes, stays: decisions.len() - goes, refused: refused.collect(), decisions }
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use futures_util::future::try_join;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -13,9 +14,11 @@ use strongroom_fleet::Service;
 use strongroom_fleet::digest::{ShardDigest, TargetDigest, Totals, VolumeDigest};
 use strongroom_fleet::run::{Job, Run, RunState};
 use strongroom_fleet::settings::FleetSettings;
+use strongroom_fleet::shard::shard_of;
 use strongroom_fleet::volume::{VolumeSpec, VolumeState};
 use strongroom_format::ids::{BackupId, RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
+use tokio::time::timeout;
 use tracing::warn;
 
 use crate::seen::{READS_AT_ONCE, Reading, Seen};
@@ -365,9 +368,10 @@ impl<'a> Line<'a> {
 ///
 /// # Errors
 /// `Store`, `Format`.
-pub async fn spec(service: &Service, seen: &Seen, name: &str) -> VaultResult<Option<VolumeSpec>> {
-    let shard = Reading::begin(service, seen, false).await?.shard_of(name).await?;
-    Ok(shard.and_then(|shard| shard.volumes.get(name).map(|state| state.spec.clone())))
+pub async fn spec(service: &Service, name: &str) -> VaultResult<Option<VolumeSpec>> {
+    // From the shard itself, which is what the dispatcher looks at.
+    let mut shard = service.home.shard(shard_of(service.home.sealer(), name)).await?.body;
+    Ok(shard.volumes.remove(name).map(|state| state.spec))
 }
 
 /// Reads the root of a target.
@@ -409,6 +413,28 @@ pub fn restore_pace(seen: &Seen) -> Option<u64> {
         _ => None,
     });
     restores.max_by_key(|(at, _)| *at).map(|(_, pace)| pace)
+}
+
+/// Says whether a run is one of those that are asked for: a volume's, those that have not ended, or those that have.
+pub fn is_meant(run: &Run, volume: Option<&str>, open: Option<bool>) -> bool {
+    open.is_none_or(|open| open != run.has_ended())
+        && volume.is_none_or(|only| run.job.volume() == Some(only))
+}
+
+/// How long a volume's page looks for the run that failed: where many were not read before, it does without.
+const FAILURE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The newest backup of a volume that failed, and why, if that is found soon.
+pub async fn last_failure(service: &Service, seen: &Seen, volume: &str) -> Option<(RunId, String)> {
+    // What was read until then is remembered, so it goes further the next time.
+    let runs = timeout(FAILURE_PATIENCE, runs(service, seen)).await.ok()?.ok()?;
+    let failed = runs.into_iter().filter_map(|(id, run)| match (&run.job, &run.state) {
+        (Job::Backup { volume: of, .. }, RunState::Failed { at, reason }) if of == volume => {
+            Some((*at, id, reason.clone()))
+        }
+        _ => None,
+    });
+    failed.max_by_key(|(at, ..)| *at).map(|(_, id, reason)| (id, reason))
 }
 
 /// Reads all runs, the newest first; one that can't be understood is left out, and told in the log.

@@ -111,7 +111,7 @@ fn parts() -> Vec<(&'static str, Value)> {
 }
 
 /// Statuses of problems, and what they mean; those of changes alone last.
-const PROBLEMS: [(u16, &str); 9] = [
+const PROBLEMS: [(u16, &str); 10] = [
     (400, "What was sent can't be read."),
     (401, "No token was shown, or one that is not of this console."),
     (404, "There is nothing of that name."),
@@ -121,7 +121,10 @@ const PROBLEMS: [(u16, &str); 9] = [
     (413, "More was sent than is read."),
     (415, "A body is to be JSON."),
     (429, "More changes are asked for than one console takes in a minute."),
+    CONDITIONAL,
 ];
+/// Of what can be asked for on a condition alone.
+const CONDITIONAL: (u16, &str) = (412, "What is expected of the volume is not so.");
 /// So many of them are answers of reading, too.
 const OF_READING: usize = 5;
 
@@ -166,7 +169,11 @@ fn complete(method: &str, operation: &mut Value) {
         operation["responses"]["202"]["headers"] =
             json!({ "Location": { "description": "Where the run is.", "schema": { "type": "string" } } });
     }
+    let is_conditional = operation["parameters"]
+        .as_array()
+        .is_some_and(|parameters| parameters.iter().any(|parameter| parameter["name"] == "If-Match"));
     let problems = if is_reading { &PROBLEMS[..OF_READING] } else { &PROBLEMS[..] };
+    let problems = problems.iter().filter(|problem| is_conditional || **problem != CONDITIONAL);
     for (status, _) in problems {
         operation["responses"][status.to_string()] =
             json!({ "$ref": format!("#/components/responses/Problem{status}") });

@@ -1,8 +1,10 @@
 //! Changes of the fleet: its volumes, schedules, hosts and targets.
 //!
-//! Invariant: making a change twice is making it once; a volume's progress outlives changes of what is to be done.
+//! Invariant: making a change twice is making it once, also one that expects something of its volume; a volume's progress outlives changes of
+//! what is to be done.
 
 use strongroom_fleet::Service;
+use strongroom_fleet::expected::Expected;
 use strongroom_fleet::home::Change;
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::schedule::Schedule;
@@ -20,17 +22,17 @@ use crate::plan::unknown;
 /// `Invalid` with what is wrong; `Store`; `Format`.
 pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
     match wanted {
-        Wanted::VolumePut { volume, spec } => put_volume(service, volume, spec).await,
-        Wanted::VolumeDelete { volume } => {
-            change_volumes(service, volume, |shard| {
+        Wanted::VolumePut { volume, spec, expected } => put_volume(service, volume, spec, *expected).await,
+        Wanted::VolumeDelete { volume, expected } => {
+            change_volumes(service, volume, *expected, |shard| {
                 shard.volumes.remove(volume);
                 Ok(())
             })
             .await
         }
-        Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused } => {
+        Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused, expected } => {
             let now = service.home.now();
-            change_volumes(service, volume, |shard| {
+            change_volumes(service, volume, *expected, |shard| {
                 let state = shard.volumes.get_mut(volume).ok_or_else(|| unknown("volume", volume))?;
                 let mut spec = state.spec.clone();
                 let known = spec.schedule.take();
@@ -108,7 +110,12 @@ pub async fn make(service: &Service, wanted: &Wanted) -> VaultResult<()> {
     }
 }
 
-async fn put_volume(service: &Service, volume: &str, spec: &VolumeSpec) -> VaultResult<()> {
+async fn put_volume(
+    service: &Service,
+    volume: &str,
+    spec: &VolumeSpec,
+    expected: Option<Expected>,
+) -> VaultResult<()> {
     check_volume_name(volume).map_err(VaultError::Invalid)?;
     spec.check(volume).map_err(VaultError::Invalid)?;
     let settings = service.home.settings().await?;
@@ -122,7 +129,7 @@ async fn put_volume(service: &Service, volume: &str, spec: &VolumeSpec) -> Vault
         refuse_in_two_groups(service, volume, spec).await?;
     }
     let now = service.home.now();
-    change_volumes(service, volume, |shard| {
+    change_volumes(service, volume, expected, |shard| {
         match shard.volumes.get_mut(volume) {
             Some(state) => put_spec(state, spec.clone(), now),
             None => {
@@ -142,9 +149,11 @@ fn put_spec(state: &mut VolumeState, spec: VolumeSpec, now: strongroom_format::i
     state.spec = spec;
 }
 
+/// Changes what is to be done with a volume, where what is expected of it is so.
 async fn change_volumes(
     service: &Service,
     volume: &str,
+    expected: Option<Expected>,
     mut edit: impl FnMut(&mut Shard) -> VaultResult<()>,
 ) -> VaultResult<()> {
     let number = shard_of(service.home.sealer(), volume);
@@ -153,7 +162,13 @@ async fn change_volumes(
         .change_shard(number, |shard| {
             let mut next = shard.clone();
             edit(&mut next)?;
-            Ok(if next == *shard { Change::Keep(()) } else { Change::Replace(next, ()) })
+            // A request may come again after its change was made, and its end not written down: what is so already is not refused.
+            if next == *shard {
+                return Ok(Change::Keep(()));
+            }
+            let spec = shard.volumes.get(volume).map(|state| &state.spec);
+            expected.map_or(Ok(()), |expected| expected.check(volume, spec)).map_err(VaultError::Invalid)?;
+            Ok(Change::Replace(next, ()))
         })
         .await
 }

@@ -51,7 +51,7 @@ pub async fn job_of(service: &Service, wanted: &Wanted) -> VaultResult<Job> {
         }
         Wanted::Gc { grace_ms, target } => Job::Collect { grace_ms, target },
         Wanted::VolumePut { volume, .. } => change(format!("put volume {volume}")),
-        Wanted::VolumeDelete { volume } => change(format!("forget volume {volume}")),
+        Wanted::VolumeDelete { volume, .. } => change(format!("forget volume {volume}")),
         Wanted::SchedulePatch { volume, .. } => change(format!("change the schedule of {volume}")),
         Wanted::HostPut { host } => change(format!("put host {host}")),
         Wanted::HostDelete { host } => change(format!("forget host {host}")),

@@ -1,8 +1,9 @@
 //! Moves backups that no policy keeps to the trash (design: section 6). It never touches packs.
 //!
 //! Invariant: what a run removes is decided on the very root that it changes, within the cap of the plan; a volume that
-//! the fleet has no policy for loses nothing. A run of many volumes stops between two of them before its time is over, and
-//! sends itself the rest: of what is done, nothing is left to do.
+//! the fleet has no policy for loses nothing. A volume of which more would go than the cap loses nothing either: the others do, and the run
+//! ends as failed and names it. A run of many volumes stops between two of them before its time is over, and sends itself the rest: of
+//! what is done, nothing is left to do.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -21,6 +22,9 @@ use strongroom_vault::remove::{RetentionRequest, run_retention};
 use strongroom_vault::{Target, VaultError, VaultResult};
 use tracing::{info, warn};
 
+/// Volumes that are named in the reason of a failed run, of which not all might fit.
+const MAX_NAMED_VOLUMES: usize = 10;
+
 /// What an invocation came to.
 #[derive(Debug, Default)]
 struct Applied {
@@ -28,6 +32,8 @@ struct Applied {
     removed: u64,
     /// Volumes that had some.
     volumes: usize,
+    /// Volumes of which more would go than one run removes, each with what it was told.
+    refused: Vec<(String, String)>,
     /// Whether time ran out before all volumes were looked at.
     unfinished: bool,
 }
@@ -74,6 +80,12 @@ async fn conclude(service: &Service, id: RunId, run: &Run, applied: VaultResult<
             service.conclude(id, run.attempt, |run| run.continued()).await?;
             service.outbox.send(&QueueName::Retention, &[RunMessage::new(id).to_json()]).await
         }
+        Ok(applied @ Applied { removed, .. }) if !applied.refused.is_empty() => {
+            warn!(run = %id, removed, refused = applied.refused.len(), "retention refused volumes");
+            let reason = applied.why_refused();
+            service.conclude(id, run.attempt, |run| run.failed(now, &reason)).await?;
+            Ok(())
+        }
         Ok(Applied { removed, .. }) => {
             info!(run = %id, removed, "retention done");
             let result = RunResult { removed, ..RunResult::default() };
@@ -88,6 +100,21 @@ async fn conclude(service: &Service, id: RunId, run: &Run, applied: VaultResult<
             service.conclude(id, run.attempt, |run| run.failed(now, &error.to_string())).await?;
             Ok(())
         }
+    }
+}
+
+impl Applied {
+    /// What the reason of the failed run says of those that were refused.
+    fn why_refused(&self) -> String {
+        let named = self.refused.iter().take(MAX_NAMED_VOLUMES);
+        let named: Vec<String> = named.map(|(volume, reason)| format!("'{volume}': {reason}")).collect();
+        let more = self.refused.len().saturating_sub(MAX_NAMED_VOLUMES);
+        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
+        format!(
+            "of these volumes more would go than one run removes, so they lost nothing: {}{more}. Backups of others that went to the trash: {}",
+            named.join("; "),
+            self.removed,
+        )
     }
 }
 
@@ -116,13 +143,23 @@ async fn apply(
             applied.unfinished = true;
             return Ok(applied);
         }
-        applied.volumes += 1;
-        applied.removed += run_retention(target, &request).await?.removals().len() as u64;
+        match run_retention(target, &request).await {
+            Ok(plan) => {
+                applied.volumes += 1;
+                applied.removed += plan.removals().len() as u64;
+            }
+            // Whoever floods one volume with backups does not keep retention from the others.
+            Err(VaultError::Unsafe(reason)) => {
+                applied.refused.push((request.volume.unwrap_or_default(), reason));
+            }
+            Err(error) => return Err(error),
+        }
     }
     Ok(applied)
 }
 
-/// Says what a run would do to the backups of a root now, volume by volume, in the order in which it would.
+/// Says what a run would do to the backups of a root now, volume by volume, in the order in which it would. A plan that exceeds its cap is
+/// not carried out: what it says would go stays.
 ///
 /// # Errors
 /// `Store`, `Format`, of what the fleet says of volumes.
@@ -136,7 +173,9 @@ pub async fn plans(
     let requests = requests(service, target, &root, volume, None).await?;
     let plans = requests.iter().map(|request| {
         let plan = request.plan(&root, now);
-        retention::apply(&mut root, &plan, now);
+        if !plan.exceeds_cap() {
+            retention::apply(&mut root, &plan, now);
+        }
         plan
     });
     Ok(plans.collect())

@@ -104,7 +104,7 @@ async fn bring_in_volumes(settings: &Settings, service: &Service) -> VaultResult
     let mut wanted = vec![Wanted::HostPut { host: host.clone() }];
     for (name, volume) in &settings.volumes {
         let spec = Box::new(volume.spec(name, &host)?);
-        wanted.push(Wanted::VolumePut { volume: name.clone(), spec });
+        wanted.push(Wanted::VolumePut { volume: name.clone(), spec, expected: None });
     }
     for wanted in wanted {
         strongroom_dispatcher::make_change(service, &wanted).await?;
@@ -182,10 +182,15 @@ fn wanted(command: RequestCommand) -> VaultResult<(Wanted, Sending)> {
             let grace_ms = grace.map(|grace| grace.0);
             (Wanted::Gc { grace_ms, target: sending.of_target.clone() }, sending)
         }
-        RequestCommand::VolumeDelete { volume, sending } => (Wanted::VolumeDelete { volume }, sending),
+        RequestCommand::VolumeDelete { volume, sending } => {
+            (Wanted::VolumeDelete { volume, expected: None }, sending)
+        }
         RequestCommand::Schedule { volume, cron, time_zone, jitter, paused, sending } => {
             let jitter_ms = jitter.map(|jitter| jitter.0);
-            (Wanted::SchedulePatch { volume, cron, zone: time_zone, jitter_ms, paused }, sending)
+            (
+                Wanted::SchedulePatch { volume, cron, zone: time_zone, jitter_ms, paused, expected: None },
+                sending,
+            )
         }
         RequestCommand::VolumePut {
             volume,
@@ -223,7 +228,7 @@ fn wanted(command: RequestCommand) -> VaultResult<(Wanted, Sending)> {
                 rpo_ms: rpo.map(|rpo| rpo.0),
             });
             spec.check(&volume).map_err(VaultError::Invalid)?;
-            (Wanted::VolumePut { volume, spec }, sending)
+            (Wanted::VolumePut { volume, spec, expected: None }, sending)
         }
         RequestCommand::TargetPut { name, address, its_kms_key, its_region, sending } => {
             let target = TargetEntry { address, kms_key: its_kms_key, region: its_region };

@@ -9,6 +9,7 @@
 pub mod agenda;
 pub mod committer;
 pub mod digest;
+pub mod expected;
 pub mod home;
 pub mod message;
 pub mod metric;

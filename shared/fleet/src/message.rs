@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strongroom_format::ids::{BackupId, RunId, SessionId};
 
+use crate::expected::Expected;
 use crate::settings::TargetEntry;
 use crate::volume::{RetentionSpec, VolumeSpec};
 
@@ -112,11 +113,17 @@ pub enum Wanted {
         volume: String,
         /// What is to be done with it.
         spec: Box<VolumeSpec>,
+        /// What it expects of the volume; nothing if left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<Expected>,
     },
     /// Forget a volume; its backups stay.
     VolumeDelete {
         /// Its name.
         volume: String,
+        /// What it expects of the volume; nothing if left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<Expected>,
     },
     /// Change a volume's schedule.
     SchedulePatch {
@@ -134,6 +141,9 @@ pub enum Wanted {
         /// Whether slots pass by unused.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         paused: Option<bool>,
+        /// What it expects of the volume; nothing if left out.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<Expected>,
     },
     /// Add a host.
     HostPut {

@@ -56,7 +56,12 @@ async fn main() -> anyhow::Result<()> {
             retention: Some(retention),
             ..VolumeSpec::new("h", "/dev/x")
         };
-        ask(&service, volume, Wanted::VolumePut { volume: volume.to_owned(), spec: Box::new(spec) }).await?;
+        ask(
+            &service,
+            volume,
+            Wanted::VolumePut { volume: volume.to_owned(), spec: Box::new(spec), expected: None },
+        )
+        .await?;
         for generation in 0..3 {
             world.back_up(volume, &noise(100_000, seed as u64 * 10 + generation)).await?;
         }
@@ -66,8 +71,12 @@ async fn main() -> anyhow::Result<()> {
         for number in 0..LATE {
             let volume = format!("late-{number}");
             let spec = VolumeSpec { rpo_ms: Some(1), ..VolumeSpec::new("h", "/dev/y") };
-            ask(&service, &volume, Wanted::VolumePut { volume: volume.clone(), spec: Box::new(spec) })
-                .await?;
+            ask(
+                &service,
+                &volume,
+                Wanted::VolumePut { volume: volume.clone(), spec: Box::new(spec), expected: None },
+            )
+            .await?;
         }
         world.pass(1000);
     }

@@ -186,7 +186,11 @@ async fn add_volumes(
             schedule: Some(schedule),
             ..VolumeSpec::new(format!("host-{}", number % 8), "/dev/volume")
         });
-        request(format!("volume {number}"), Wanted::VolumePut { volume: volume.clone(), spec }).await;
+        request(
+            format!("volume {number}"),
+            Wanted::VolumePut { volume: volume.clone(), spec, expected: None },
+        )
+        .await;
         let settled = loop {
             let shard = service.home.shard(shard_of(service.home.sealer(), &volume)).await;
             if let Some(state) = shard.ok().and_then(|seen| seen.body.volumes.get(&volume).cloned()) {

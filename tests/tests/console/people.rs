@@ -113,7 +113,8 @@ async fn changes_take_an_operator_whoever_asks() {
     let console = console(&fleet);
     let (viewer, operator) = (session(&console, "staff").await, session(&console, "[x ops]").await);
     fleet.sent();
-    let asked: Vec<(String, u64, Value, Box<dyn Fn() -> Call>)> = changes(&backup)
+    type Asked = (String, u64, Value, Box<dyn Fn() -> Call>);
+    let asked: Vec<Asked> = changes(&backup)
         .into_iter()
         .map(|(method, path, body, wanted)| {
             let what = format!("{method} {path}");
@@ -145,7 +146,7 @@ async fn changes_take_an_operator_whoever_asks() {
         for call in [call().of("ops"), call().cookie(&operator).with("sec-fetch-site", "same-origin")] {
             assert_eq!(call.status(&console).await, taken, "{what}");
             let sent: Vec<Value> = fleet.sent().iter().map(|wanted| json!(wanted)).collect();
-            assert_eq!(sent, [wanted.clone()], "{what}");
+            assert_eq!(sent, std::slice::from_ref(&wanted), "{what}");
         }
     }
 }

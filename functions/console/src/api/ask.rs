@@ -6,12 +6,13 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rand::RngExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use strongroom_fleet::expected::{Expected, SpecTag};
 use strongroom_fleet::message::{Message, Request, Wanted, is_named};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::settings::{TargetEntry, check_host_name, check_target_name};
@@ -20,11 +21,12 @@ use strongroom_fleet::volume::VolumeSpec;
 use strongroom_fleet::{QueueName, Service};
 use strongroom_format::ids::RunId;
 use strongroom_format::manifest::check_volume_name;
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 
 use super::{Asked, InTarget, asked, backup_id, besides_home};
 use crate::Console;
 use crate::answer::Taken;
+use crate::fleet;
 use crate::problem::{Answered, Problem};
 
 /// The header of an idempotency key: what is sent again under its key is the same request.
@@ -60,10 +62,72 @@ fn key_of(key: &str, wanted: &Wanted) -> Answered<String> {
     Ok(format!("{readable}-{}", &hash[..32]))
 }
 
+/// Lets a change through where what it expects is so, or where it was asked for under its key before: that it is not so any more may be its own
+/// doing. The dispatcher looks again when it makes the change.
+///
+/// # Errors
+/// 412 with the reason; those of reading.
+pub async fn expect(
+    service: &Service,
+    key: Option<&str>,
+    wanted: &Wanted,
+    held: Result<(), String>,
+) -> Answered<()> {
+    let Err(reason) = held else { return Ok(()) };
+    if let Some(key) = key {
+        let run = run_of_request(service.home.sealer(), &key_of(key, wanted)?);
+        if service.home.run(run).await?.is_some() {
+            return Ok(());
+        }
+    }
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, reason))
+}
+
+/// What the headers of conditions come to: one of these is to be so. None if there are no such headers.
+fn conditions(if_match: Option<&str>, if_none_match: Option<&str>) -> Answered<Vec<Expected>> {
+    let bad = |detail: &str| Problem::new(StatusCode::BAD_REQUEST, detail);
+    let tags = match (if_match.map(str::trim), if_none_match.map(str::trim)) {
+        (None, None) => return Ok(Vec::new()),
+        (None, Some("*")) => return Ok(vec![Expected::Absent]),
+        (Some("*"), None) => return Ok(vec![Expected::Present]),
+        (Some(tags), None) => tags,
+        (None, Some(_)) => return Err(bad("of If-None-Match, only * is understood where something changes")),
+        (Some(_), Some(_)) => return Err(bad("say If-Match or If-None-Match, not both")),
+    };
+    let mut meant = Vec::new();
+    for tag in tags.split(',').map(str::trim).filter(|tag| !tag.is_empty()) {
+        let opaque = tag.strip_prefix("W/").unwrap_or(tag);
+        let opaque = opaque.strip_prefix('"').and_then(|opaque| opaque.strip_suffix('"'));
+        let opaque = opaque.ok_or_else(|| bad("If-Match: a tag stands in double quotes"))?;
+        // Weak tags, and those of something else, are never of what is to be done.
+        if !tag.starts_with("W/") {
+            meant.extend(opaque.parse::<SpecTag>().map(Expected::Spec));
+        }
+    }
+    if meant.is_empty() {
+        let detail = "If-Match names no `spec_tag` of a volume, which is told in the volume itself: its ETag changes with every backup";
+        return Err(Problem::new(StatusCode::PRECONDITION_FAILED, detail));
+    }
+    Ok(meant)
+}
+
 /// Sends what a client asks for, under its idempotency key if it gave one.
 pub struct Sender {
     console: Arc<Console>,
     key: Option<String>,
+    if_match: Option<String>,
+    if_none_match: Option<String>,
+}
+
+/// What all headers of a name say, as one list.
+fn list(parts: &Parts, name: HeaderName) -> Answered<Option<String>> {
+    let given: Vec<&HeaderValue> = parts.headers.get_all(&name).iter().collect();
+    if given.is_empty() {
+        return Ok(None);
+    }
+    let texts: Result<Vec<&str>, _> = given.into_iter().map(HeaderValue::to_str).collect();
+    let bad = |_| Problem::new(StatusCode::BAD_REQUEST, format!("the header {name} is no plain text"));
+    Ok(Some(texts.map_err(bad)?.join(",")))
 }
 
 impl FromRequestParts<Arc<Console>> for Sender {
@@ -74,11 +138,29 @@ impl FromRequestParts<Arc<Console>> for Sender {
         let key = key
             .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the idempotency key is no plain text"))?
             .map(str::to_owned);
-        Ok(Self { console: Arc::clone(console), key })
+        let (if_match, if_none_match) = (list(parts, header::IF_MATCH)?, list(parts, header::IF_NONE_MATCH)?);
+        Ok(Self { console: Arc::clone(console), key, if_match, if_none_match })
     }
 }
 
 impl Sender {
+    /// Sends a change of a volume with what the client expects of that (RFC 9110, section 13.1), where it is so now.
+    async fn send_where(
+        self,
+        volume: &str,
+        wanted: impl FnOnce(Option<Expected>) -> Wanted,
+    ) -> Answered<Response> {
+        let given = conditions(self.if_match.as_deref(), self.if_none_match.as_deref())?;
+        let Some(first) = given.first().copied() else { return self.send(wanted(None)).await };
+        let spec = fleet::spec(&self.console.service, volume).await?;
+        let check = |expected: Expected| expected.check(volume, spec.as_ref());
+        // Of several tags, the one that is meant is the one that is so.
+        let meant = given.into_iter().find(|expected| check(*expected).is_ok()).unwrap_or(first);
+        let wanted = wanted(Some(meant));
+        expect(&self.console.service, self.key.as_deref(), &wanted, check(meant)).await?;
+        self.send(wanted).await
+    }
+
     /// Answers that a request was sent: whoever asked follows its run.
     async fn send(self, wanted: Wanted) -> Answered<Response> {
         let run = send(&self.console.service, self.key.as_deref(), wanted).await?;
@@ -88,6 +170,22 @@ impl Sender {
         }
         Ok(response)
     }
+}
+
+/// What a client may expect of a volume that it changes: if that is not so, nothing is changed.
+#[derive(Debug, IntoParams)]
+#[into_params(parameter_in = Header)]
+#[expect(dead_code, reason = "these are read from the headers as they are; this is how they are told of")]
+struct Conditions {
+    /// The volume's `spec_tag` in double quotes (not its ETag, which changes with every backup), or `*`: it must be there.
+    #[param(
+        rename = "If-Match",
+        example = "\"5f0c4b8e7d1a29366f0c4b8e7d1a29365f0c4b8e7d1a29366f0c4b8e7d1a2936\""
+    )]
+    if_match: Option<String>,
+    /// `*`: it must not be there yet.
+    #[param(rename = "If-None-Match", example = "*")]
+    if_none_match: Option<String>,
 }
 
 type Body = Result<Json<Value>, JsonRejection>;
@@ -117,20 +215,20 @@ pub async fn volume_backup(sender: Sender, Path(volume): Path<String>) -> Answer
 
 /// Adds a volume, or replaces what is to be done with it.
 #[utoipa::path(
-    put, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path)),
+    put, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path), Conditions),
     request_body(content = ref("#/components/schemas/VolumeSpec")), responses((status = 202, body = Taken)),
 )]
 pub async fn volume_put(sender: Sender, Path(volume): Path<String>, spec: Body) -> Answered<Response> {
     let spec: Box<VolumeSpec> = Box::new(body(spec)?);
     checked(check_volume_name(&volume))?;
     checked(spec.check(&volume))?;
-    sender.send(Wanted::VolumePut { volume, spec }).await
+    sender.send_where(&volume.clone(), |expected| Wanted::VolumePut { volume, spec, expected }).await
 }
 
 /// Forgets a volume; its backups stay.
-#[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path)), responses((status = 202, body = Taken)))]
+#[utoipa::path(delete, path = "/v1/volumes/{volume}", tag = "volumes", params(("volume" = String, Path), Conditions), responses((status = 202, body = Taken)))]
 pub async fn volume_delete(sender: Sender, Path(volume): Path<String>) -> Answered<Response> {
-    sender.send(Wanted::VolumeDelete { volume }).await
+    sender.send_where(&volume.clone(), |expected| Wanted::VolumeDelete { volume, expected }).await
 }
 
 /// What of a schedule changes; what is left out stays.
@@ -150,7 +248,7 @@ pub struct SchedulePatch {
 
 /// Changes a volume's schedule.
 #[utoipa::path(
-    patch, path = "/v1/volumes/{volume}/schedule", tag = "volumes", params(("volume" = String, Path)),
+    patch, path = "/v1/volumes/{volume}/schedule", tag = "volumes", params(("volume" = String, Path), Conditions),
     request_body = SchedulePatch, responses((status = 202, body = Taken)),
 )]
 pub async fn schedule_patch(sender: Sender, Path(volume): Path<String>, change: Body) -> Answered<Response> {
@@ -163,7 +261,9 @@ pub async fn schedule_patch(sender: Sender, Path(volume): Path<String>, change: 
         paused: false,
     };
     checked(as_given.slots().map(|_| ()).map_err(|error| error.to_string()))?;
-    sender.send(Wanted::SchedulePatch { volume, cron, zone, jitter_ms, paused }).await
+    let patch =
+        |expected| Wanted::SchedulePatch { volume: volume.clone(), cron, zone, jitter_ms, paused, expected };
+    sender.send_where(&volume, patch).await
 }
 
 /// Moves a backup to the trash.

@@ -18,7 +18,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub use ask::send;
+pub use ask::{expect, send};
 pub use read::{audited, collection_plan};
 
 use crate::Console;
@@ -93,7 +93,10 @@ fn asked<T>(query: Asked<T>) -> Answered<T> {
 }
 
 /// Cuts a list that is in order; `after`: the name of the last that was told.
-fn cut<T>(
+///
+/// # Errors
+/// 400 for a limit out of bounds, 422 if that is not in the list.
+pub fn cut<T>(
     all: Vec<T>,
     limit: Option<usize>,
     after: Option<&str>,

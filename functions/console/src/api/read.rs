@@ -205,10 +205,7 @@ pub async fn runs(
 ) -> Answered<Response> {
     let RunsAsked { volume, open, limit, after } = asked(query)?;
     let all = fleet::runs(&console.service, &console.seen).await?;
-    let is_meant = |run: &Run| {
-        open.is_none_or(|open| open != run.has_ended())
-            && volume.as_deref().is_none_or(|only| run.job.volume() == Some(only))
-    };
+    let is_meant = |run: &Run| fleet::is_meant(run, volume.as_deref(), open);
     let all: Vec<_> = all.into_iter().filter(|(_, run)| is_meant(run)).collect();
     let Page { items, next } = cut(all, limit, after.as_deref(), |(id, _)| id.to_string())?;
     json(&headers, &Page { items: items.iter().map(|(id, run)| RunAnswer::new(*id, run)).collect(), next })

@@ -1,9 +1,10 @@
 //! A backup: what it added and shares, its restore, and the trash.
 
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{self, Extension, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
@@ -11,7 +12,9 @@ use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::{ago, bytes, time};
 use strongroom_format::ids::BackupId;
 
-use super::{Filled, InTarget, Pressed, Shown, ask, filled, key, show, some};
+use super::{
+    ConfirmPage, Filled, InTarget, Pressed, Shown, ask, filled, in_target, key, operator_only, show, some,
+};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::fleet::{self, Fleet};
@@ -34,13 +37,14 @@ struct BackupPage<'a> {
     expected: String,
     target: String,
     volume_in: String,
+    in_target: String,
     key: String,
 }
 
 pub async fn backup(
     State(console): State<Arc<Console>>,
     Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
+    extract::Path(name): extract::Path<String>,
     Query(asked): Query<InTarget>,
 ) -> Shown {
     let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
@@ -89,7 +93,8 @@ pub async fn backup(
         logical_bytes: backup.logical_bytes,
         expected,
         target: asked.name().unwrap_or_default().to_owned(),
-        volume_in: super::in_target(Some(asked.name().unwrap_or(HOME))),
+        volume_in: in_target(Some(asked.name().unwrap_or(HOME))),
+        in_target: in_target(asked.name()),
         key: key(&console),
     })
 }
@@ -141,21 +146,60 @@ impl Restored {
     }
 }
 
+/// Says whether a restore to a destination writes over what is there, whatever that is: a device, or a network block device. A link to one is
+/// not known here from a file.
+fn is_overwritten(destination: &str) -> bool {
+    let mut path = PathBuf::new();
+    for part in Path::new(destination).components() {
+        match part {
+            Component::ParentDir => drop(path.pop()),
+            part => path.push(part),
+        }
+    }
+    path.starts_with("/dev") || destination.starts_with("nbd")
+}
+
 pub async fn restore(
     State(console): State<Arc<Console>>,
-    Path(backup): Path<String>,
+    extract::Path(backup): extract::Path<String>,
     form: Filled<Restored>,
 ) -> Shown {
     let sent = filled(form)?;
     let range = sent.range()?;
     let Restored { key, host, destination, overwrite, target, .. } = sent;
+    let destination = destination.trim().to_owned();
+    if is_overwritten(&destination) && !overwrite {
+        let reason = "a device is written over where it is, and what is on it is lost: tick “Write over what is there” if that is meant";
+        return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason).into());
+    }
     let target = some(&target).map(str::to_owned);
     ask(&console, &key, Wanted::Restore { backup, host, destination, range, overwrite, target }).await
 }
 
+pub async fn confirm_delete(
+    State(console): State<Arc<Console>>,
+    Extension(caller): Extension<Caller>,
+    extract::Path(name): extract::Path<String>,
+    Query(asked): Query<InTarget>,
+) -> Shown {
+    operator_only(&caller)?;
+    let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
+    let root = fleet::root(&console.service, asked.name()).await?;
+    let (volume, backup) = root.backup(id).ok_or_else(|| Problem::not_found("backup", &name))?;
+    show(&ConfirmPage {
+        question: format!("Move the backup of {volume} of {} to the trash?", time(backup.created)),
+        consequence: "It can be taken out again until the target's grace is over. After that it is gone.",
+        action: format!("/backups/{id}/delete"),
+        fields: vec![("key", key(&console)), ("target", asked.target.clone())],
+        button: "Move to the trash",
+        back: format!("/backups/{id}{}", in_target(asked.name())),
+        is_target: false,
+    })
+}
+
 pub async fn delete(
     State(console): State<Arc<Console>>,
-    Path(backup): Path<String>,
+    extract::Path(backup): extract::Path<String>,
     form: Filled<Pressed>,
 ) -> Shown {
     let Pressed { key, target } = filled(form)?;
@@ -165,7 +209,7 @@ pub async fn delete(
 
 pub async fn undelete(
     State(console): State<Arc<Console>>,
-    Path(backup): Path<String>,
+    extract::Path(backup): extract::Path<String>,
     form: Filled<Pressed>,
 ) -> Shown {
     let Pressed { key, target } = filled(form)?;
@@ -176,6 +220,30 @@ pub async fn undelete(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_known_however_it_is_written() {
+        for device in [
+            "/dev/sdb",
+            "//dev/sdb",
+            "/srv/../dev/vg0/x",
+            "/dev/./sdb",
+            "/../dev/sdb",
+            "nbd+unix:///x?socket=/run/x",
+        ] {
+            assert!(is_overwritten(device), "{device}");
+        }
+        for file in [
+            "/srv/x",
+            "/devices/x",
+            "/dev/../srv/x",
+            "qemu:qcow2:/srv/x",
+            "zfs:tank/dev",
+            "lvm-thin:vg/pool/dev",
+        ] {
+            assert!(!is_overwritten(file), "{file}");
+        }
+    }
 
     #[test]
     fn a_range_is_whole_or_none() {

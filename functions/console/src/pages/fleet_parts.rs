@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::settings::{TargetEntry, check_target_name};
 use strongroom_fleet::text::time;
 
-use super::{Filled, Shown, ask, filled, key, show, some};
+use super::{ConfirmPage, Filled, Shown, ask, filled, key, operator_only, show, some};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::problem::Problem;
@@ -82,6 +82,32 @@ pub async fn target_put(State(console): State<Arc<Console>>, form: Filled<Descri
 pub struct Named {
     key: String,
     name: String,
+}
+
+/// Which target is to be asked about.
+#[derive(Debug, Deserialize)]
+pub struct Meant {
+    name: String,
+}
+
+pub async fn confirm_forget(
+    State(console): State<Arc<Console>>,
+    Extension(caller): Extension<Caller>,
+    Query(Meant { name }): Query<Meant>,
+) -> Shown {
+    operator_only(&caller)?;
+    if !console.service.home.settings().await?.targets.contains_key(&name) {
+        return Err(Problem::not_found("target", &name).into());
+    }
+    show(&ConfirmPage {
+        question: format!("Forget target {name}?"),
+        consequence: "The fleet no longer knows how it is reached. Its objects stay, with all backups in it: added again, they are there.",
+        action: "/targets/forget".to_owned(),
+        fields: vec![("key", key(&console)), ("name", name)],
+        button: "Forget this target",
+        back: "/targets".to_owned(),
+        is_target: true,
+    })
 }
 
 pub async fn target_forget(State(console): State<Arc<Console>>, form: Filled<Named>) -> Shown {

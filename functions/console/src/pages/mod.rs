@@ -22,9 +22,11 @@ use rand::RngExt;
 use serde::Deserialize;
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::settings::HOME;
+use strongroom_format::ids::TimestampMs;
 
 use crate::Console;
-use crate::api::{follow, read, send};
+use crate::access::{Caller, Role};
+use crate::api::{expect, follow, read, send};
 use crate::fleet::Line;
 use crate::problem::Problem;
 
@@ -35,10 +37,13 @@ pub fn routes() -> Router<Arc<Console>> {
         .route("/new-volume", get(volume::new))
         .route("/volumes/{volume}", get(volume::volume))
         .route("/volumes/{volume}/edit", get(volume::edit))
+        .route("/volumes/{volume}/forget", get(volume::confirm_forget))
         .route("/backups/{backup}", get(backup::backup))
+        .route("/backups/{backup}/delete", get(backup::confirm_delete))
         .route("/runs", get(runs::runs))
         .route("/runs/{run}", get(runs::run))
         .route("/targets", get(fleet_parts::targets))
+        .route("/targets/forget", get(fleet_parts::confirm_forget))
         .route("/storage", get(overview::storage))
         .route("/retention", get(upkeep::retention))
         .route("/gc", get(upkeep::gc))
@@ -120,9 +125,22 @@ struct ProblemPage<'a> {
     detail: &'a str,
 }
 
-/// A key for the forms of a page: sent twice, they are one request.
+/// For so long a form that is sent again from the same page is the same request, milliseconds: a second click, or an answer that was lost.
+/// After that, whoever presses it means it again.
+const KEY_COUNTS_MS: u64 = 2 * 60_000;
+
+/// A key for the forms of a page. It tells when the page was drawn.
 fn key(console: &Console) -> String {
-    console.service.home.target().context.entropy.with(|rng| format!("page-{:032x}", rng.random::<u128>()))
+    let home = &console.service.home;
+    let drawn = home.now().0;
+    home.target().context.entropy.with(|rng| format!("page-{drawn}-{:032x}", rng.random::<u128>()))
+}
+
+/// The key of a request that a form sends: sent twice, it is one request; much later, it is another.
+fn request_key(page: &str, now: TimestampMs) -> String {
+    let drawn = page.strip_prefix("page-").and_then(|rest| rest.split('-').next()?.parse::<u64>().ok());
+    let since = drawn.map_or(0, |drawn| now.0.saturating_sub(drawn) / KEY_COUNTS_MS);
+    format!("{page}-{since}")
 }
 
 /// How a link to a volume says in which target: nothing where it goes there anyway.
@@ -211,9 +229,41 @@ fn filled<T>(form: Filled<T>) -> Result<T, Sorry> {
 
 /// Sends what a form asks for, and shows its run. `key`: that of the page it is on.
 async fn ask(console: &Console, key: &str, wanted: Wanted) -> Shown {
-    // Sent twice, a form is one request; sent again with something else in it, as after going back to correct it, it is another.
-    let run = send(&console.service, Some(key), wanted).await?;
+    ask_where(console, key, wanted, Ok(())).await
+}
+
+/// Sends what a form asks for, where what it expects is so, and shows its run.
+async fn ask_where(console: &Console, key: &str, wanted: Wanted, held: Result<(), String>) -> Shown {
+    let key = request_key(key, console.service.home.now());
+    expect(&console.service, Some(&key), &wanted, held).await?;
+    let run = send(&console.service, Some(&key), wanted).await?;
     Ok(Redirect::to(&format!("/runs/{run}")).into_response())
+}
+
+/// Asks whether something is meant that is not undone by asking for it again.
+#[derive(Template)]
+#[template(path = "confirm.html")]
+struct ConfirmPage {
+    /// What is asked, with its subject.
+    question: String,
+    /// What comes of it.
+    consequence: &'static str,
+    /// Where the form goes, with what it says, and what its button says.
+    action: String,
+    fields: Vec<(&'static str, String)>,
+    button: &'static str,
+    /// Where the way back leads.
+    back: String,
+    is_target: bool,
+}
+
+/// Refuses to ask viewers what they can't answer.
+fn operator_only(caller: &Caller) -> Result<(), Problem> {
+    if caller.role == Role::Operator {
+        return Ok(());
+    }
+    let detail = "this takes an operator, and you are here as a viewer";
+    Err(Problem::new(StatusCode::FORBIDDEN, detail))
 }
 
 /// A form that says nothing but that it was sent.

@@ -3,18 +3,22 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
 use strongroom_fleet::run::{Run, RunState};
 use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::{bytes, time};
 use strongroom_format::ids::RunId;
 
-use super::{Shown, show};
+use super::{Shown, show, some};
 use crate::Console;
+use crate::answer::Page;
+use crate::api::cut;
 use crate::fleet;
 use crate::problem::Problem;
 
-/// Runs on their page.
+/// Runs on a page of them.
 const RUNS: usize = 200;
 
 struct RunRow {
@@ -49,13 +53,46 @@ impl RunRow {
 
 #[derive(Template)]
 #[template(path = "runs.html")]
-struct RunsPage {
+struct RunsPage<'a> {
     rows: Vec<RunRow>,
+    volume: &'a str,
+    open: &'a str,
+    /// Whether all runs are shown, as far as they fit.
+    is_whole: bool,
+    /// The last of this page, if others follow.
+    next: Option<String>,
 }
 
-pub async fn runs(State(console): State<Arc<Console>>) -> Shown {
-    let runs = fleet::runs(&console.service, &console.seen).await?;
-    show(&RunsPage { rows: runs.iter().take(RUNS).map(|(id, run)| RunRow::new(*id, run)).collect() })
+/// Which runs are to be shown. What is empty is not asked for: so browsers send a form that was not filled in.
+#[derive(Debug, Deserialize)]
+pub struct RunsAsked {
+    #[serde(default)]
+    volume: String,
+    #[serde(default)]
+    open: String,
+    #[serde(default)]
+    after: String,
+}
+
+pub async fn runs(State(console): State<Arc<Console>>, Query(asked): Query<RunsAsked>) -> Shown {
+    let RunsAsked { volume, open, after } = &asked;
+    let wanted = match open.as_str() {
+        "" => None,
+        "true" => Some(true),
+        "false" => Some(false),
+        _ => return Err(Problem::new(StatusCode::BAD_REQUEST, "open is true or false").into()),
+    };
+    let all = fleet::runs(&console.service, &console.seen).await?;
+    let only = some(volume.trim());
+    let all: Vec<_> = all.into_iter().filter(|(_, run)| fleet::is_meant(run, only, wanted)).collect();
+    let Page { items, next } = cut(all, Some(RUNS), some(after), |(id, _)| id.to_string())?;
+    show(&RunsPage {
+        rows: items.iter().map(|(id, run)| RunRow::new(*id, run)).collect(),
+        volume: only.unwrap_or_default(),
+        open,
+        is_whole: only.is_none() && wanted.is_none(),
+        next,
+    })
 }
 
 #[derive(Template)]

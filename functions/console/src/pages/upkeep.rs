@@ -16,7 +16,7 @@ use super::{
 };
 use crate::Console;
 use crate::access::{Caller, Role};
-use crate::answer::{DecisionAnswer, RetentionAnswer, StepAnswer};
+use crate::answer::{DecisionAnswer, RefusedAnswer, RetentionAnswer, StepAnswer};
 use crate::api::{audited, collection_plan};
 use crate::fleet;
 
@@ -40,7 +40,7 @@ struct RetentionPage {
     in_target: String,
     goes: usize,
     stays: usize,
-    refused: Vec<String>,
+    refused: Vec<RefusedAnswer>,
     volumes: Vec<VolumeSum>,
     going: Vec<DecisionAnswer>,
     more: usize,

@@ -1,5 +1,6 @@
 //! A volume: its backups, its schedule, and what is to be done with it.
 
+use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 
 use askama::Template;
@@ -7,7 +8,9 @@ use axum::extract::{Extension, Path, Query, State};
 use axum::http::StatusCode;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
+use strongroom_catalog::retention::Rate;
 use strongroom_catalog::root::BackupEntry;
+use strongroom_fleet::expected::{Expected, SpecTag};
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::text::{ago, bytes, time, time_in};
@@ -16,7 +19,10 @@ use strongroom_format::ids::{BackupId, RunId, TimestampMs};
 use strongroom_format::manifest::check_volume_name;
 
 use super::chart::{Bar, Chart};
-use super::{Filled, InTarget, Pressed, Shown, Sorry, ask, filled, in_target, key, show, some};
+use super::{
+    ConfirmPage, Filled, InTarget, Pressed, Shown, Sorry, ask, ask_where, filled, in_target, key,
+    operator_only, show, some,
+};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::answer::SLOTS;
@@ -24,8 +30,6 @@ use crate::fleet::{self, Fleet};
 use crate::problem::Problem;
 use crate::words;
 
-/// Milliseconds of an hour: forms ask for hours.
-const HOUR_MS: u64 = 3_600_000;
 /// Jitter of a schedule that a form makes: so that not all begin at once.
 const JITTER_MS: u64 = 5 * 60_000;
 
@@ -57,6 +61,13 @@ struct Slot {
     shown: String,
 }
 
+/// The last run of a volume, which failed.
+struct Failure {
+    ago: String,
+    /// That run, and why it failed, if that was found.
+    why: Option<(RunId, String)>,
+}
+
 #[derive(Template)]
 #[template(path = "volume.html")]
 struct VolumePage<'a> {
@@ -67,7 +78,10 @@ struct VolumePage<'a> {
     is_known: bool,
     may_change: bool,
     active_run: Option<RunId>,
+    failure: Option<Failure>,
     key: String,
+    /// What the schedule that is shown is of.
+    expected: String,
     cron: &'a str,
     words: String,
     zone: &'a str,
@@ -102,12 +116,9 @@ pub async fn volume(
         }
         let told = |at: Option<TimestampMs>| at.map_or_else(|| "never".to_owned(), |at| ago(at, fleet.now));
         facts.push(("Last success", told(state.last_success)));
-        if let Some(at) = state.last_failure {
-            facts.push(("Last failure", format!("{}; the runs of this volume say why", ago(at, fleet.now))));
-        }
         facts.push(("Kept", kept(spec.retention.as_ref())));
         if let Some(rpo_ms) = spec.rpo_ms {
-            facts.push(("Late after", format!("{} hours without a backup", rpo_ms.div_ceil(HOUR_MS))));
+            facts.push(("Late after", format!("{} without a backup", words::length(rpo_ms))));
         }
     }
     if let Some((leader, state)) = line.leader {
@@ -116,6 +127,13 @@ pub async fn volume(
     }
     facts.push(("Target", line.target.unwrap_or("home").to_owned()));
     facts.push(("Backups", format!("{}, {} stored", line.live(), bytes(line.stored_bytes()))));
+    let failure = match line.state.and_then(|state| state.last_failure) {
+        Some(at) => {
+            let why = fleet::last_failure(&console.service, &console.seen, &name).await;
+            Some(Failure { ago: ago(at, fleet.now), why })
+        }
+        None => None,
+    };
     let schedule = line.state.and_then(|state| state.spec.schedule.as_ref());
     let slots = line.state.and_then(|state| state.spec.slots().ok().flatten());
     let zone = schedule.and_then(|schedule| TimeZone::get(&schedule.zone).ok()).unwrap_or(TimeZone::UTC);
@@ -132,7 +150,9 @@ pub async fn volume(
         is_known: line.state.is_some(),
         may_change: caller.role == Role::Operator,
         active_run: line.state.and_then(|state| state.active).map(|active| active.run),
+        failure,
         key: key(&console),
+        expected: line.state.map(|state| SpecTag::of(&state.spec).to_string()).unwrap_or_default(),
         cron: schedule.map_or("", |schedule| &schedule.cron),
         words: schedule.map(|schedule| words::cron(&schedule.cron)).unwrap_or_default(),
         zone: schedule.map_or("UTC", |schedule| &schedule.zone),
@@ -159,8 +179,11 @@ fn kept(retention: Option<&RetentionSpec>) -> String {
         (spec.keep_yearly, "yearly"),
     ];
     let rules = rules.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
-    let within = spec.keep_within_ms.map(|ms| format!("all of the last {} hours", ms.div_ceil(HOUR_MS)));
-    rules.chain(within).collect::<Vec<_>>().join(", ")
+    let within = spec.keep_within_ms.map(|ms| format!("all of the last {}", words::length(ms)));
+    let rate = spec.max_rate.map(|rate| {
+        format!("of the others no more than {} go in {}", rate.removals, words::length(rate.period_ms.get()))
+    });
+    rules.chain(within).chain(rate).collect::<Vec<_>>().join(", ")
 }
 
 /// One rule of retention in the form.
@@ -176,6 +199,8 @@ struct FormPage {
     key: String,
     /// The volume that is changed; empty for a new one.
     name: String,
+    /// What the form was made from.
+    expected: String,
     hosts: Vec<String>,
     host: String,
     source: String,
@@ -184,8 +209,11 @@ struct FormPage {
     cron: String,
     zone: String,
     is_paused: bool,
-    rpo_hours: String,
+    rpo: String,
     rules: Vec<Rule>,
+    keep_within: String,
+    rate_removals: String,
+    rate_period: String,
 }
 
 impl FormPage {
@@ -199,6 +227,7 @@ impl FormPage {
         };
         Ok(Self {
             key: key(console),
+            expected: spec.map_or(Expected::Absent, |spec| Expected::Spec(SpecTag::of(spec))).into(),
             name,
             hosts: settings.hosts.into_keys().collect(),
             host: spec.map(|spec| spec.host.clone()).unwrap_or_default(),
@@ -208,10 +237,7 @@ impl FormPage {
             cron: schedule.map(|schedule| schedule.cron.clone()).unwrap_or_default(),
             zone: schedule.map_or("UTC", |schedule| &schedule.zone).to_owned(),
             is_paused: schedule.is_some_and(|schedule| schedule.paused),
-            rpo_hours: spec
-                .and_then(|spec| spec.rpo_ms)
-                .map(|ms| ms.div_ceil(HOUR_MS).to_string())
-                .unwrap_or_default(),
+            rpo: spec.and_then(|spec| spec.rpo_ms).map(words::length).unwrap_or_default(),
             rules: vec![
                 rule("keep_last", "Newest", kept.keep_last),
                 rule("keep_hourly", "Hourly", kept.keep_hourly),
@@ -220,6 +246,9 @@ impl FormPage {
                 rule("keep_monthly", "Monthly", kept.keep_monthly),
                 rule("keep_yearly", "Yearly", kept.keep_yearly),
             ],
+            keep_within: kept.keep_within_ms.map(words::length).unwrap_or_default(),
+            rate_removals: kept.max_rate.map(|rate| rate.removals.to_string()).unwrap_or_default(),
+            rate_period: kept.max_rate.map(|rate| words::length(rate.period_ms.get())).unwrap_or_default(),
         })
     }
 }
@@ -235,7 +264,7 @@ pub async fn edit(State(console): State<Arc<Console>>, Path(name): Path<String>)
 }
 
 async fn spec_of(console: &Console, name: &str) -> Result<Option<VolumeSpec>, Sorry> {
-    Ok(fleet::spec(&console.service, &console.seen, name).await?)
+    Ok(fleet::spec(&console.service, name).await?)
 }
 
 /// What the form of a volume says. What it does not ask for stays as it was.
@@ -243,6 +272,8 @@ async fn spec_of(console: &Console, name: &str) -> Result<Option<VolumeSpec>, So
 pub struct Described {
     key: String,
     name: String,
+    /// What the form was made from: `none` for a new volume, or the tag of what is changed.
+    expected: String,
     host: String,
     source: String,
     #[serde(default)]
@@ -254,7 +285,7 @@ pub struct Described {
     #[serde(default)]
     paused: bool,
     #[serde(default)]
-    rpo_hours: String,
+    rpo: String,
     #[serde(default)]
     keep_last: String,
     #[serde(default)]
@@ -267,6 +298,12 @@ pub struct Described {
     keep_monthly: String,
     #[serde(default)]
     keep_yearly: String,
+    #[serde(default)]
+    keep_within: String,
+    #[serde(default)]
+    rate_removals: String,
+    #[serde(default)]
+    rate_period: String,
 }
 
 fn unprocessable(reason: impl Into<String>) -> Problem {
@@ -282,7 +319,52 @@ fn number(what: &str, text: &str) -> Result<u32, Problem> {
     text.parse().map_err(|_| unprocessable(format!("{what}: '{}' is no number", text.escape_debug())))
 }
 
+/// A length of time that may be left out.
+fn length(what: &str, text: &str) -> Result<Option<u64>, Problem> {
+    let text = some(text.trim());
+    text.map(words::millis).transpose().map_err(|reason| unprocessable(format!("{what}: {reason}")))
+}
+
+/// What a form takes for granted.
+fn expected(text: &str) -> Result<Expected, Problem> {
+    text.parse().map_err(|reason| unprocessable(format!("what is expected of the volume: {reason}")))
+}
+
 impl Described {
+    /// What is kept; everything if nothing is said of that.
+    fn retention(&self) -> Result<Option<RetentionSpec>, Problem> {
+        let removals = NonZeroU32::new(number("at most", &self.rate_removals)?);
+        let period_ms = length("at most, in", &self.rate_period)?.and_then(NonZeroU64::new);
+        let max_rate = match (removals, period_ms) {
+            (Some(removals), Some(period_ms)) => Some(Rate { removals, period_ms }),
+            (None, None) => None,
+            _ => {
+                return Err(unprocessable(
+                    "a rate is so many backups, and the time in which no more of them go",
+                ));
+            }
+        };
+        let keep_within_ms = length("all of the last", &self.keep_within)?;
+        if keep_within_ms == Some(0) {
+            return Err(unprocessable("all of the last: say some time, or leave it empty"));
+        }
+        let retention = RetentionSpec {
+            keep_last: number("newest", &self.keep_last)?,
+            keep_hourly: number("hourly", &self.keep_hourly)?,
+            keep_daily: number("daily", &self.keep_daily)?,
+            keep_weekly: number("weekly", &self.keep_weekly)?,
+            keep_monthly: number("monthly", &self.keep_monthly)?,
+            keep_yearly: number("yearly", &self.keep_yearly)?,
+            keep_within_ms,
+            max_rate,
+        };
+        if max_rate.is_some() && retention.policy().is_empty() {
+            let reason = "without a rule everything is kept, and nothing goes at any rate: say what is kept, or leave the rate empty, too";
+            return Err(unprocessable(reason));
+        }
+        Ok((retention != RetentionSpec::default()).then_some(retention))
+    }
+
     /// What it comes to, with what the form does not ask for as it was.
     fn spec(&self, before: Option<&VolumeSpec>) -> Result<VolumeSpec, Problem> {
         let known = before.and_then(|spec| spec.schedule.as_ref());
@@ -292,28 +374,14 @@ impl Described {
             jitter_ms: known.map_or(JITTER_MS, |schedule| schedule.jitter_ms),
             paused: self.paused,
         });
-        let kept = before.and_then(|spec| spec.retention.clone()).unwrap_or_default();
-        let retention = RetentionSpec {
-            keep_last: number("newest", &self.keep_last)?,
-            keep_hourly: number("hourly", &self.keep_hourly)?,
-            keep_daily: number("daily", &self.keep_daily)?,
-            keep_weekly: number("weekly", &self.keep_weekly)?,
-            keep_monthly: number("monthly", &self.keep_monthly)?,
-            keep_yearly: number("yearly", &self.keep_yearly)?,
-            ..kept
-        };
-        let rpo_ms = match number("late after", &self.rpo_hours)? {
-            0 => None,
-            hours => Some(u64::from(hours) * HOUR_MS),
-        };
         let rest = before.cloned().unwrap_or_else(|| VolumeSpec::new("", ""));
         let spec = VolumeSpec {
             host: self.host.clone(),
             source: self.source.trim().to_owned(),
             target: some(&self.target).map(str::to_owned),
             schedule,
-            retention: (retention != RetentionSpec::default()).then_some(retention),
-            rpo_ms,
+            retention: self.retention()?,
+            rpo_ms: length("late after", &self.rpo)?,
             ..rest
         };
         check_volume_name(&self.name).and_then(|()| spec.check(&self.name)).map_err(unprocessable)?;
@@ -324,9 +392,11 @@ impl Described {
 pub async fn put(State(console): State<Arc<Console>>, form: Filled<Described>) -> Shown {
     let described = filled(form)?;
     let before = spec_of(&console, &described.name).await?;
+    let expected = expected(&described.expected)?;
+    let held = expected.check(&described.name, before.as_ref());
     let spec = Box::new(described.spec(before.as_ref())?);
     let Described { key, name, .. } = described;
-    ask(&console, &key, Wanted::VolumePut { volume: name, spec }).await
+    ask_where(&console, &key, Wanted::VolumePut { volume: name, spec, expected: Some(expected) }, held).await
 }
 
 pub async fn back_up(
@@ -337,18 +407,50 @@ pub async fn back_up(
     ask(&console, &filled(form)?.key, Wanted::Backup { volume }).await
 }
 
+pub async fn confirm_forget(
+    State(console): State<Arc<Console>>,
+    Extension(caller): Extension<Caller>,
+    Path(name): Path<String>,
+) -> Shown {
+    operator_only(&caller)?;
+    let spec = spec_of(&console, &name).await?;
+    let spec = spec.ok_or_else(|| Problem::not_found("volume of the fleet", &name))?;
+    let path = askama::filters::urlencode_strict(&name).map(|path| path.to_string()).unwrap_or_default();
+    show(&ConfirmPage {
+        question: format!("Forget {name}?"),
+        consequence: "No backups of it are made any more, and what is said of its schedule and of what is kept is lost. The backups that there are \
+                      stay, and no rule removes them any more.",
+        action: format!("/volumes/{path}/forget"),
+        fields: vec![("key", key(&console)), ("expected", SpecTag::of(&spec).to_string())],
+        button: "Forget this volume",
+        back: format!("/volumes/{path}"),
+        is_target: false,
+    })
+}
+
+/// What was to be done with a volume that is forgotten.
+#[derive(Debug, Deserialize)]
+pub struct Forgotten {
+    key: String,
+    expected: String,
+}
+
 pub async fn forget(
     State(console): State<Arc<Console>>,
     Path(volume): Path<String>,
-    form: Filled<Pressed>,
+    form: Filled<Forgotten>,
 ) -> Shown {
-    ask(&console, &filled(form)?.key, Wanted::VolumeDelete { volume }).await
+    let form = filled(form)?;
+    let expected = expected(&form.expected)?;
+    let held = expected.check(&volume, spec_of(&console, &volume).await?.as_ref());
+    ask_where(&console, &form.key, Wanted::VolumeDelete { volume, expected: Some(expected) }, held).await
 }
 
 /// What the form of a schedule says.
 #[derive(Debug, Deserialize)]
 pub struct Scheduled {
     key: String,
+    expected: String,
     cron: String,
     time_zone: String,
     #[serde(default)]
@@ -360,15 +462,18 @@ pub async fn schedule(
     Path(volume): Path<String>,
     form: Filled<Scheduled>,
 ) -> Shown {
-    let Scheduled { key, cron, time_zone: zone, paused } = filled(form)?;
+    let Scheduled { key, expected: tag, cron, time_zone: zone, paused } = filled(form)?;
     let given = Schedule { cron: cron.clone(), zone: zone.clone(), jitter_ms: 0, paused };
     given.slots().map_err(|error| unprocessable(error.to_string()))?;
+    let expected = expected(&tag)?;
+    let held = expected.check(&volume, spec_of(&console, &volume).await?.as_ref());
     let patch = Wanted::SchedulePatch {
         volume,
         cron: Some(cron),
         zone: Some(zone),
         jitter_ms: None,
         paused: Some(paused),
+        expected: Some(expected),
     };
-    ask(&console, &key, patch).await
+    ask_where(&console, &key, patch, held).await
 }
