@@ -6,10 +6,12 @@
 mod access;
 mod answer;
 mod api;
+mod ended;
 mod fleet;
 mod gateway;
 mod openapi;
 mod pages;
+mod patience;
 mod problem;
 mod rate;
 mod seen;
@@ -32,6 +34,7 @@ use utoipa_axum::router::OpenApiRouter;
 pub use access::{Access, Claims, PeopleSettings, Provider, Role};
 pub use gateway::{Answer, Event, answer};
 
+use patience::Room;
 use rate::Limit;
 use seen::Seen;
 
@@ -43,6 +46,7 @@ struct Console {
     service: Service,
     access: Access,
     seen: Seen,
+    room: Room,
     limits: Limits,
     limit: Limit,
 }
@@ -66,9 +70,11 @@ impl Default for Limits {
 /// The console of a fleet, for those whom `access` lets in.
 pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let limit = Limit::new(limits.changes_a_minute);
-    let console = Arc::new(Console { service, access, seen: Seen::default(), limits, limit });
+    let console =
+        Arc::new(Console { service, access, seen: Seen::default(), room: Room::default(), limits, limit });
     let (api, pages) = (api::routes(), pages::routes());
     let (reading, _) = api.reading.merge(pages.reading).split_for_parts();
+    let reading = reading.route_layer(from_fn(patience::of_reads));
     // Whatever changes something goes through here, and nothing else does.
     let (changing, _) = api.changing.merge(pages.changing).split_for_parts();
     let changing = changing.route_layer(from_fn_with_state(Arc::clone(&console), access::operators_only));

@@ -92,7 +92,13 @@ impl IntoResponse for Sorry {
         let Self(Problem { status, detail, .. }) = &self;
         let title = status.canonical_reason().unwrap_or("error");
         match (ProblemPage { title, detail }).render() {
-            Ok(page) => (*status, Html(page)).into_response(),
+            Ok(page) => {
+                let mut response = (*status, Html(page)).into_response();
+                if let Some(seconds) = self.0.retry_after {
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+                }
+                response
+            }
             Err(_) => self.0.into_response(),
         }
     }

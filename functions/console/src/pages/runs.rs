@@ -53,8 +53,8 @@ struct RunsPage {
 }
 
 pub async fn runs(State(console): State<Arc<Console>>) -> Shown {
-    let runs = fleet::runs(&console.service, &console.seen).await?;
-    show(&RunsPage { rows: runs.iter().take(RUNS).map(|(id, run)| RunRow::new(*id, run)).collect() })
+    let runs = fleet::runs(&console.service, &console.seen, RUNS).await?;
+    show(&RunsPage { rows: runs.iter().map(|(id, run)| RunRow::new(*id, run)).collect() })
 }
 
 #[derive(Template)]
