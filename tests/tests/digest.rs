@@ -18,7 +18,7 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use strongroom_catalog::root::{BackupEntry, Root};
 use strongroom_console::{Access, Limits, Role, router};
-use strongroom_fleet::digest::{Digest, TargetDigest};
+use strongroom_fleet::digest::{Digest, MAX_DIGEST_BYTES, TargetDigest};
 use strongroom_fleet::home::Change;
 use strongroom_fleet::metric::Unmetered;
 use strongroom_fleet::schedule::Schedule;
@@ -28,11 +28,12 @@ use strongroom_fleet::volume::{Member, VolumeSpec, VolumeState};
 use strongroom_fleet::{Home, Incoming, Service, Targets};
 use strongroom_format::ids::{BackupId, Epoch, Incarnation, SessionId, TimestampMs};
 use strongroom_format::layout::ObjectKey;
+use strongroom_format::seal::NONCE_RANGE;
 use strongroom_store::{
     Counters, Counting, DirectoryStore, KeyKind, MemoryStore, ObjectStore, Operation, RequestCounts,
 };
 use strongroom_tests::fleet::{Mail, large};
-use strongroom_tests::{KeyAtHand, START_MS, World, files};
+use strongroom_tests::{KeyAtHand, START_MS, World, files, noise};
 use strongroom_vault::context::ManualClock;
 use strongroom_vault::head::Step;
 use strongroom_vault::target::open;
@@ -281,6 +282,7 @@ async fn a_digest_that_can_not_be_used_is_as_if_there_were_none() {
         ("a newer version", damaged(8, 200)),
         ("another kind", damaged(9, 15)),
         ("nothing", Bytes::new()),
+        ("more than a reader takes", Bytes::from(vec![0; usize::try_from(MAX_DIGEST_BYTES).unwrap() + 1])),
         ("another target's", side(&fleet.side.target, &ObjectKey::FleetDigest, &whole)),
         ("another name's", side(&fleet.world.target, &ObjectKey::FleetAgenda, &whole)),
         ("of shards that there are not", side(&fleet.world.target, &ObjectKey::FleetDigest, &wrong)),
@@ -291,6 +293,28 @@ async fn a_digest_that_can_not_be_used_is_as_if_there_were_none() {
         assert_eq!(check.get(Operation::PutIfMatch, KeyKind::Fleet).calls, 1, "{what}: {check}");
         assert_eq!(fleet.digest().await.as_ref(), Some(&whole), "{what}");
     }
+}
+
+/// What a reader would not take is not written: the one that is there stays, and is checked as ever.
+#[tokio::test]
+async fn a_digest_that_is_too_long_is_not_written() {
+    let fleet = Fleet::new().await;
+    large::fill(&fleet.service, 10, 2).await.unwrap();
+    fleet.check().await;
+    let home = &fleet.service.home;
+    let seen = home.digest().await.unwrap();
+    let mut long = seen.body.clone().unwrap();
+    let shard = long.shards.values_mut().next().unwrap();
+    // Letters that do not compress to less than six bits each.
+    for number in 0..46 {
+        let letters = noise(1 << 20, number).iter().map(|byte| b'0' + byte % 64).collect();
+        let spec = VolumeSpec::new("h", String::from_utf8(letters).unwrap());
+        shard.volumes.insert(format!("long-{number}"), VolumeState::new(spec, TimestampMs(1)));
+    }
+    let refused = home.replace_digest(&seen, &long).await.unwrap_err().to_string();
+    assert!(refused.contains("more than the 33554432 that a reader takes"), "{refused}");
+    assert_eq!(fleet.digest().await, seen.body);
+    assert!(home.replace_digest(&seen, &seen.body.clone().unwrap()).await.unwrap());
 }
 
 /// A digest that a program of before there were totals has written saves the shards' reading; a check then writes it anew.
@@ -313,6 +337,53 @@ async fn a_digest_without_totals_serves_as_far_as_it_goes() {
     let check = fleet.check().await;
     assert_eq!(check.written().calls, 1, "{check}");
     assert_eq!(fleet.digest().await.unwrap(), whole);
+}
+
+/// Whoever can write the bucket, without a key, can't have a damaged root shown as if it were whole.
+#[tokio::test]
+async fn a_root_that_was_damaged_behind_its_nonce_is_not_taken_for_the_one_that_was_read() {
+    let fleet = Fleet::new().await;
+    let entry = TargetEntry { address: "file:///side".to_owned(), kms_key: None, region: None };
+    let change = |settings: &FleetSettings| {
+        let mut next = settings.clone();
+        next.targets.insert("side".to_owned(), entry.clone());
+        Ok(Change::Replace(next, ()))
+    };
+    fleet.service.home.change_settings(change).await.unwrap();
+    fleet.world.back_up("v", b"one").await.unwrap();
+    fleet.side.back_up("w", b"two").await.unwrap();
+    fleet.check().await;
+    let flipped = |root: &Bytes| {
+        let mut bytes = root.to_vec();
+        bytes[40] ^= 1;
+        Bytes::from(bytes)
+    };
+    let truncated = |root: &Bytes| root.slice(..60);
+    for (what, damage) in [("flipped", &flipped as &dyn Fn(&Bytes) -> Bytes), ("truncated", &truncated)] {
+        let (warm, _) = fleet.console().await;
+        for path in ["/", "/v1/volumes"] {
+            assert_eq!(get(&warm, path).await.status, StatusCode::OK);
+        }
+        let (cold, _) = fleet.console().await;
+        for (console, which) in [(&warm, "warm"), (&cold, "cold")] {
+            let side = fleet.side_store.get_raw("root").unwrap();
+            fleet.side_store.insert_raw("root", damage(&side));
+            let page = get(console, "/").await;
+            assert!(
+                page.text().contains("Target &#39;side&#39; can&#39;t be read"),
+                "{what}, {which}: {}",
+                page.text()
+            );
+            fleet.side_store.insert_raw("root", side);
+            let home = fleet.store.get_raw("root").unwrap();
+            fleet.store.insert_raw("root", damage(&home));
+            for path in ["/", "/v1/volumes"] {
+                let answer = get(console, path).await;
+                assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR, "{what}, {which}, {path}");
+            }
+            fleet.store.insert_raw("root", home);
+        }
+    }
 }
 
 /// Whoever puts an old root back deceives no host that has seen a newer one: with a digest of the old one either.
@@ -433,7 +504,8 @@ impl History {
                 self.change_root(side).await;
                 "root changed"
             }
-            6 => self.replace_root(side),
+            6 if self.rng.random() => self.replace_root(side),
+            6 => self.damage_root(side),
             7 => {
                 let has: bool = self.rng.random();
                 let entry = TargetEntry { address: "file:///side".to_owned(), kms_key: None, region: None };
@@ -532,6 +604,26 @@ impl History {
         self.roots[side].push(now);
     }
 
+    /// What somebody does who can write the bucket and has no key: where a look at the first bytes shows the same as before.
+    fn damage_root(&mut self, side: usize) -> &'static str {
+        let mut bytes = self.store(side).get_raw("root").unwrap().to_vec();
+        let behind_nonce = usize::try_from(NONCE_RANGE.end).unwrap();
+        // The damage of an earlier step may have left less.
+        if bytes.len() <= behind_nonce {
+            return "nothing";
+        }
+        let did = if self.rng.random() {
+            let at = self.rng.random_range(behind_nonce..bytes.len());
+            bytes[at] ^= 1 << self.rng.random_range(0..8);
+            "a bit of the root flipped"
+        } else {
+            bytes.truncate(self.rng.random_range(behind_nonce..bytes.len()));
+            "root truncated"
+        };
+        self.store(side).insert_raw("root", bytes);
+        did
+    }
+
     /// What operators and attackers do to the object: an older root put back, one that was made anew, or damage to that of the other target.
     fn replace_root(&mut self, side: usize) -> &'static str {
         let kind = self.rng.random_range(0..3);
@@ -566,8 +658,8 @@ impl History {
     }
 }
 
-/// Digests of before there were totals, and of now.
-const FIXTURES: [&str; 2] = ["digest-v1", "digest-v1-totals"];
+/// Digests of before there were totals, of before there were versions of roots, and of now.
+const FIXTURES: [&str; 3] = ["digest-v1", "digest-v1-totals", "digest-v1-etags"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
@@ -596,13 +688,15 @@ async fn frozen(name: &str) {
     assert_eq!(json!(digest), expected, "{name}");
     assert_eq!(store.get_raw(DIGEST).unwrap()[8..10], [1, 16], "version and kind");
     assert!(digest.home.is_some() && digest.targets.contains_key("side") && digest.shards.len() > 1);
-    assert_eq!(digest.home.unwrap().totals.is_some(), name == FIXTURES[1]);
+    let home = digest.home.unwrap();
+    assert_eq!(home.totals.is_some(), name != FIXTURES[0]);
+    assert_eq!(home.root.etag.is_some(), name == FIXTURES[2]);
 }
 
 #[tokio::test]
 #[ignore = "writes the fixture, once"]
 async fn generate() {
-    let folder = fixture(FIXTURES[1]);
+    let folder = fixture(FIXTURES[2]);
     assert!(!folder.exists(), "fixtures are never made again: see tests/fixtures/README.md");
     let store = DirectoryStore::create(folder.join("target")).await.unwrap();
     let fleet = Fleet::new().await;

@@ -17,14 +17,15 @@ use strongroom_fleet::settings::FleetSettings;
 use strongroom_fleet::shard::shard_of;
 use strongroom_fleet::volume::{VolumeSpec, VolumeState};
 use strongroom_format::ids::{BackupId, RunId, TimestampMs};
-use strongroom_vault::{VaultError, VaultResult};
+use strongroom_vault::{Target, VaultError, VaultResult};
 use tokio::time::timeout;
 use tracing::warn;
 
+use crate::patience;
 use crate::seen::{READS_AT_ONCE, Reading, Seen};
 
-/// Ended runs that are remembered: mostly less than a KiB each.
-const MAX_KNOWN_RUNS: usize = 20_000;
+/// The most runs that a list tells of, those that changed last: what may have to be read for it.
+pub const LISTED_RUNS: usize = 5000;
 
 /// A fleet, or as much of it as was asked for.
 #[derive(Debug)]
@@ -379,7 +380,20 @@ pub async fn spec(service: &Service, name: &str) -> VaultResult<Option<VolumeSpe
 /// # Errors
 /// `Invalid` if the fleet knows no such target; those of opening and reading it.
 pub async fn root(service: &Service, target: Option<&str>) -> VaultResult<Root> {
-    Ok(service.targets.open(target).await?.head().await?.root)
+    Ok(opened(service, target).await?.1)
+}
+
+/// Opens a target and reads its root.
+///
+/// # Errors
+/// As [`root`].
+pub async fn opened(service: &Service, target: Option<&str>) -> VaultResult<(Target, Root)> {
+    let read = async {
+        let opened = service.targets.open(target).await?;
+        let root = opened.head().await?.root;
+        Ok((opened, root))
+    };
+    patience::of_target(target, read).await
 }
 
 /// Reads one run; `None` if there is none.
@@ -387,32 +401,19 @@ pub async fn root(service: &Service, target: Option<&str>) -> VaultResult<Root> 
 /// # Errors
 /// `Store`, `Format`.
 pub async fn run(service: &Service, seen: &Seen, id: RunId) -> VaultResult<Option<Arc<Run>>> {
-    let known = seen.ended.lock().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
+    let known = seen.ended.lock().unwrap_or_else(PoisonError::into_inner).get(id);
     if known.is_some() {
         return Ok(known);
     }
     let Some((run, _)) = service.home.run(id).await? else { return Ok(None) };
     let run = Arc::new(run);
-    if run.has_ended() {
-        let mut ended = seen.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.len() < MAX_KNOWN_RUNS {
-            ended.insert(id, Arc::clone(&run));
-        }
-    }
+    seen.ended.lock().unwrap_or_else(PoisonError::into_inner).put(id, &run);
     Ok(Some(run))
 }
 
-/// The pace of the newest restore that is remembered, bytes a second, its time in the queue included.
+/// The pace of the newest restore that was seen, bytes a second, its time in the queue included.
 pub fn restore_pace(seen: &Seen) -> Option<u64> {
-    let ended = seen.ended.lock().unwrap_or_else(PoisonError::into_inner);
-    let restores = ended.values().filter_map(|run| match (&run.job, &run.state) {
-        (Job::Restore { .. }, RunState::Succeeded { at, result }) if result.logical_bytes > 0 => {
-            let took_ms = at.0.saturating_sub(run.created.0).max(1);
-            Some((*at, result.logical_bytes.saturating_mul(1000) / took_ms))
-        }
-        _ => None,
-    });
-    restores.max_by_key(|(at, _)| *at).map(|(_, pace)| pace)
+    seen.ended.lock().unwrap_or_else(PoisonError::into_inner).pace()
 }
 
 /// Says whether a run is one of those that are asked for: a volume's, those that have not ended, or those that have.
@@ -427,7 +428,7 @@ const FAILURE_PATIENCE: Duration = Duration::from_secs(2);
 /// The newest backup of a volume that failed, and why, if that is found soon.
 pub async fn last_failure(service: &Service, seen: &Seen, volume: &str) -> Option<(RunId, String)> {
     // What was read until then is remembered, so it goes further the next time.
-    let runs = timeout(FAILURE_PATIENCE, runs(service, seen)).await.ok()?.ok()?;
+    let runs = timeout(FAILURE_PATIENCE, runs(service, seen, LISTED_RUNS)).await.ok()?.ok()?;
     let failed = runs.into_iter().filter_map(|(id, run)| match (&run.job, &run.state) {
         (Job::Backup { volume: of, .. }, RunState::Failed { at, reason }) if of == volume => {
             Some((*at, id, reason.clone()))
@@ -437,13 +438,14 @@ pub async fn last_failure(service: &Service, seen: &Seen, volume: &str) -> Optio
     failed.max_by_key(|(at, ..)| *at).map(|(_, id, reason)| (id, reason))
 }
 
-/// Reads all runs, the newest first; one that can't be understood is left out, and told in the log.
+/// Reads the runs that changed last, `count` of them, the newest first; one that can't be understood is left out, and told in the log. Their names are
+/// in no order of time, so all are listed for that.
 ///
 /// # Errors
 /// `Store`, `Format`.
-pub async fn runs(service: &Service, seen: &Seen) -> VaultResult<Vec<(RunId, Arc<Run>)>> {
+pub async fn runs(service: &Service, seen: &Seen, count: usize) -> VaultResult<Vec<(RunId, Arc<Run>)>> {
     let _one = seen.listing.lock().await;
-    let ids = service.home.runs().await?;
+    let ids = service.home.newest_runs(count).await?;
     let reads = ids.into_iter().map(|id| async move {
         match run(service, seen, id).await {
             Err(error @ VaultError::Format(_)) => {

@@ -6,10 +6,12 @@
 mod access;
 mod answer;
 mod api;
+mod ended;
 mod fleet;
 mod gateway;
 mod openapi;
 mod pages;
+mod patience;
 mod problem;
 mod rate;
 mod seen;
@@ -31,6 +33,7 @@ use tower_http::compression::predicate::{And, NotForContentType, Predicate, Size
 pub use access::{Access, Claims, PeopleSettings, Provider, Role};
 pub use gateway::{Answer, Event, answer};
 
+use patience::Room;
 use rate::Limit;
 use seen::Seen;
 
@@ -42,6 +45,7 @@ struct Console {
     service: Service,
     access: Access,
     seen: Seen,
+    room: Room,
     limits: Limits,
     limit: Limit,
 }
@@ -65,7 +69,8 @@ impl Default for Limits {
 /// The console of a fleet, for those whom `access` lets in.
 pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let limit = Limit::new(limits.changes_a_minute);
-    let console = Arc::new(Console { service, access, seen: Seen::default(), limits, limit });
+    let console =
+        Arc::new(Console { service, access, seen: Seen::default(), room: Room::default(), limits, limit });
     let (closed, _) = api::routes().split_for_parts();
     let open = match console.access.people() {
         Some(_) => pages::open_routes().merge(pages::sign_in::routes()),
@@ -78,6 +83,7 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     });
     closed
         .merge(pages::routes())
+        .route_layer(from_fn(patience::of_reads))
         .route_layer(from_fn_with_state(Arc::clone(&console), access::guarded))
         .merge(open)
         .route("/v1/openapi.json", told)

@@ -111,11 +111,12 @@ fn parts() -> Vec<(&'static str, Value)> {
 }
 
 /// Statuses of problems, and what they mean; those of changes alone last.
-const PROBLEMS: [(u16, &str); 10] = [
+const PROBLEMS: [(u16, &str); 11] = [
     (400, "What was sent can't be read."),
     (401, "No token was shown, or one that is not of this console."),
     (404, "There is nothing of that name."),
     (422, "What was sent can be read, and can't be done."),
+    (500, "What is stored is damaged, or can't be read."),
     (503, "The store can't be reached just now, or an answer takes too long."),
     (403, "This takes an operator."),
     (413, "More was sent than is read."),
@@ -126,7 +127,7 @@ const PROBLEMS: [(u16, &str); 10] = [
 /// Of what can be asked for on a condition alone.
 const CONDITIONAL: (u16, &str) = (412, "What is expected of the volume is not so.");
 /// So many of them are answers of reading, too.
-const OF_READING: usize = 5;
+const OF_READING: usize = 6;
 
 /// An answer that is a problem.
 fn answer(status: u16, description: &str) -> Value {

@@ -1,30 +1,36 @@
 //! Reads shards and roots as they are now, from what was read before or from the fleet's digest where those are still so.
 //!
-//! Invariant: nothing older is told than reading everything anew would tell. A shard that was read before counts in the version that the agenda
-//! tells of, a root if it is still the one that is there.
+//! Invariant: nothing older is told than what the agenda and the roots say now. A root that was read before counts if it is still the one that is
+//! there, a shard in the version that the agenda tells of. Between the write of a shard and that of the agenda the older one is told; reading the shard
+//! would tell the newer. And a version tells shards apart only where `fleet/` was never put back: whoever does that starts consoles again
+//! (docs/format.md, section 14). A target that kept an overview waiting is not asked again for a few seconds; that is said of it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::ended::Ended;
+use crate::patience;
 use futures_util::future::try_join3;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_catalog::root::Root;
 use strongroom_fleet::Service;
 use strongroom_fleet::agenda::Agenda;
 use strongroom_fleet::digest::{Digest, ShardDigest, TargetDigest};
-use strongroom_fleet::run::Run;
 use strongroom_fleet::settings::FleetSettings;
 use strongroom_fleet::shard::shard_of;
-use strongroom_format::ids::RunId;
+use strongroom_store::StoreErrorKind;
 use strongroom_vault::{VaultError, VaultResult};
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 use tracing::warn;
 
 /// Objects read at once.
 pub const READS_AT_ONCE: usize = 16;
-/// How long the root of a target may take.
-const TARGET_PATIENCE: Duration = Duration::from_secs(10);
+/// A target that could not be reached and took so long to find that out is left alone by overviews for a while.
+const SLOW: Duration = Duration::from_secs(1);
+/// For so long.
+const REST: Duration = Duration::from_secs(30);
 /// So few shards are read by themselves, more from the digest first: which is of the length of many.
 const FEW_SHARDS: usize = 2;
 
@@ -33,7 +39,9 @@ const FEW_SHARDS: usize = 2;
 pub struct Seen {
     shards: Mutex<HashMap<u16, Arc<ShardDigest>>>,
     targets: Mutex<HashMap<Option<String>, Arc<TargetDigest>>>,
-    pub(crate) ended: Mutex<HashMap<RunId, Arc<Run>>>,
+    /// Targets besides the home that kept somebody waiting in vain: when, and what came of it.
+    slow: Mutex<HashMap<String, (Instant, String)>>,
+    pub(crate) ended: Mutex<Ended>,
     /// Held by whoever lists runs: one at a time.
     pub(crate) listing: tokio::sync::Mutex<()>,
 }
@@ -58,6 +66,28 @@ impl Seen {
         targets.insert(name.clone(), Arc::clone(target));
     }
 
+    /// Notes how the reading of a target went.
+    fn note<T>(&self, name: &Option<String>, began: Instant, read: &VaultResult<T>) {
+        let Some(name) = name else { return };
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        match read {
+            Err(error @ VaultError::Store(store))
+                if store.kind == StoreErrorKind::Unavailable && began.elapsed() >= SLOW =>
+            {
+                slow.insert(name.clone(), (Instant::now(), error.to_string()));
+            }
+            _ => drop(slow.remove(name)),
+        }
+    }
+
+    /// Why a target is not asked just now.
+    fn rests(&self, name: Option<&str>) -> Option<String> {
+        let slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let (since, reason) = slow.get(name?)?;
+        let ago = since.elapsed();
+        (ago < REST).then(|| format!("{reason} (that was {} s ago)", ago.as_secs()))
+    }
+
     /// Forgets what the fleet has no more.
     fn keep(&self, agenda: &Agenda, settings: &FleetSettings) {
         let mut shards = self.shards.lock().unwrap_or_else(PoisonError::into_inner);
@@ -65,6 +95,9 @@ impl Seen {
         drop(shards);
         let mut targets = self.targets.lock().unwrap_or_else(PoisonError::into_inner);
         targets.retain(|name, _| name.as_ref().is_none_or(|name| settings.targets.contains_key(name)));
+        drop(targets);
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        slow.retain(|name, _| settings.targets.contains_key(name));
     }
 
     fn is_empty(&self) -> bool {
@@ -171,13 +204,21 @@ impl<'a> Reading<'a> {
     pub async fn targets(&self) -> VaultResult<BTreeMap<Option<String>, Result<Arc<TargetDigest>, String>>> {
         let others = self.settings.targets.keys().cloned().map(Some);
         let reads = std::iter::once(None).chain(others).map(async |name| {
-            let read = within_patience(self.target(&name)).await;
+            let read = match self.seen.rests(name.as_deref()) {
+                Some(reason) => Err(Unread::Rests(reason)),
+                None => self.patiently(&name, self.target(&name)).await.map_err(Unread::Failed),
+            };
             (name, read)
         });
         let read: Vec<_> = stream::iter(reads).buffer_unordered(READS_AT_ONCE).collect().await;
         let mut targets = BTreeMap::new();
         for (name, read) in read {
-            let read = if name.is_none() { Ok(read?) } else { read.map_err(|error| error.to_string()) };
+            let read = match read {
+                Ok(read) => Ok(read),
+                Err(Unread::Failed(error)) if name.is_none() => return Err(error),
+                Err(Unread::Failed(error)) => Err(error.to_string()),
+                Err(Unread::Rests(reason)) => Err(reason),
+            };
             targets.insert(name, read);
         }
         Ok(targets)
@@ -214,7 +255,19 @@ impl<'a> Reading<'a> {
             self.seen.put_target(name, &sum);
             Ok((head.root, sum))
         };
-        within_patience(read).await
+        self.patiently(name, read).await
+    }
+
+    /// Gives a target its time, and notes whether it needed more.
+    async fn patiently<T>(
+        &self,
+        name: &Option<String>,
+        read: impl Future<Output = VaultResult<T>>,
+    ) -> VaultResult<T> {
+        let began = Instant::now();
+        let read = patience::of_target(name.as_deref(), read).await;
+        self.seen.note(name, began, &read);
+        read
     }
 
     /// The digest; read once, when something asks for it.
@@ -234,8 +287,9 @@ async fn parts(service: &Service) -> Parts {
     }
 }
 
-async fn within_patience<T>(read: impl Future<Output = VaultResult<T>>) -> VaultResult<T> {
-    tokio::time::timeout(TARGET_PATIENCE, read).await.unwrap_or_else(|_| {
-        Err(VaultError::Internal(format!("no answer within {} s", TARGET_PATIENCE.as_secs())))
-    })
+/// Why a target was not read.
+enum Unread {
+    Failed(VaultError),
+    /// It was not asked.
+    Rests(String),
 }

@@ -146,6 +146,17 @@ async fn a_store_that_ignores_ranges_is_found_out() {
 }
 
 #[tokio::test]
+async fn a_peek_is_one_request_for_the_range_that_also_tells_the_version() {
+    let answer = "HTTP/1.1 206 Partial Content\r\netag: \"e\"\r\nconnection: close\r\ncontent-length: 2\r\n\
+                  content-range: bytes 2-3/100\r\n\r\nno";
+    let server = Server::start(answer);
+    let peeked = server.store().peek(&ObjectKey::Root, 2..4).await.unwrap();
+    assert_eq!((&peeked.bytes[..], peeked.etag), (&b"no"[..], ETag("\"e\"".to_owned())));
+    let heads = server.heads();
+    assert!(heads.len() == 1 && heads[0].contains("\r\nrange: bytes=2-3\r\n"), "{heads:?}");
+}
+
+#[tokio::test]
 async fn errors_have_kinds_and_say_what_to_do_and_the_sdk_does_not_try_again() {
     for (status, code, kind, advice) in [
         (503, "SlowDown", StoreErrorKind::Unavailable, "SlowDown"),

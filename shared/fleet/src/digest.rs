@@ -4,8 +4,11 @@
 //! version, a target if its root is still the one that was summed up. Lost, damaged or of another version, it is as if there were none.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use strongroom_catalog::root::{BackupEntry, Root, Volume};
 use strongroom_format::ids::TimestampMs;
 use strongroom_format::manifest::check_volume_name;
@@ -36,11 +39,13 @@ pub const MAX_DIGEST_BYTES: u64 = 32 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Digest {
     /// The shards that hold volumes, by number.
+    #[serde(deserialize_with = "bounded")]
     pub shards: BTreeMap<u16, ShardDigest>,
     /// The home; nothing if its root could not be read.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub home: Option<TargetDigest>,
     /// The other targets whose roots could be read, by name.
+    #[serde(deserialize_with = "bounded")]
     pub targets: BTreeMap<String, TargetDigest>,
 }
 
@@ -51,6 +56,7 @@ pub struct ShardDigest {
     /// The version of the shard.
     pub version: u64,
     /// Its volumes, by name.
+    #[serde(deserialize_with = "bounded")]
     pub volumes: BTreeMap<String, VolumeState>,
 }
 
@@ -61,6 +67,7 @@ pub struct TargetDigest {
     /// The root.
     pub root: KnownRoot,
     /// The volumes that have backups, live ones or in the trash, by name.
+    #[serde(deserialize_with = "bounded")]
     pub volumes: BTreeMap<String, VolumeDigest>,
     /// What all of its live backups come to; nothing in a digest that was written before there was this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,6 +81,7 @@ pub struct Totals {
     /// The lengths of their volumes, bytes.
     pub logical_bytes: u64,
     /// The newest [`MAX_DAYS`] days on which some of them were begun, by the number of days since 1970-01-01 (UTC).
+    #[serde(deserialize_with = "bounded")]
     pub days: BTreeMap<u32, DaySum>,
 }
 
@@ -102,6 +110,68 @@ pub struct VolumeDigest {
     /// The newest live one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub newest: Option<BackupEntry>,
+}
+
+/// What is counted while a digest is read, so that one with too much in it is refused before all of it is in memory.
+trait Counted {
+    /// The most of it in one map.
+    const MOST: usize = MAX_VOLUMES;
+
+    /// How much it counts.
+    fn count(&self) -> usize {
+        1
+    }
+}
+
+impl Counted for VolumeState {}
+impl Counted for VolumeDigest {}
+
+impl Counted for DaySum {
+    const MOST: usize = MAX_DAYS;
+}
+
+impl Counted for ShardDigest {
+    fn count(&self) -> usize {
+        self.volumes.len().max(1)
+    }
+}
+
+impl Counted for TargetDigest {
+    fn count(&self) -> usize {
+        self.volumes.len().max(1)
+    }
+}
+
+/// Reads a map, and no more than it may hold.
+fn bounded<'de, D, K, V>(from: D) -> Result<BTreeMap<K, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    K: Deserialize<'de> + Ord,
+    V: Deserialize<'de> + Counted,
+{
+    struct Bounded<K, V>(PhantomData<(K, V)>);
+
+    impl<'de, K: Deserialize<'de> + Ord, V: Deserialize<'de> + Counted> Visitor<'de> for Bounded<K, V> {
+        type Value = BTreeMap<K, V>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a map of no more than {}", V::MOST)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Self::Value, A::Error> {
+            let (mut map, mut count) = (BTreeMap::new(), 0_usize);
+            while let Some((key, value)) = entries.next_entry::<K, V>()? {
+                count = count.saturating_add(value.count());
+                if count > V::MOST {
+                    return Err(A::Error::custom(format_args!("tells of more than {}", V::MOST)));
+                }
+                map.insert(key, value);
+            }
+            Ok(map)
+        }
+    }
+
+    from.deserialize_map(Bounded(PhantomData))
 }
 
 impl SealedBody for Digest {
@@ -309,6 +379,47 @@ mod tests {
         let days = Totals::of(backups.iter()).days;
         assert_eq!((days.len(), days.keys().next()), (MAX_DAYS, Some(&180)));
         assert!(days.values().all(|day| day.backups == 1));
+    }
+
+    fn with_volumes(shards: u16, each: usize, source: &str) -> Digest {
+        let state = VolumeState::new(crate::volume::VolumeSpec::new("h", source), TimestampMs(1));
+        let volumes = |shard: u16| (0..each).map(move |number| format!("{shard}-{number}"));
+        let shard = |number: u16| {
+            let volumes = volumes(number).map(|name| (name, state.clone())).collect();
+            (number, ShardDigest { version: 1, volumes })
+        };
+        Digest { shards: (0..shards).map(shard).collect(), ..Digest::default() }
+    }
+
+    fn reread(digest: &Digest) -> Result<Digest, serde_json::Error> {
+        serde_json::from_slice(&serde_json::to_vec(digest).unwrap())
+    }
+
+    #[test]
+    fn what_it_tells_of_is_counted_while_it_is_read() {
+        let most = with_volumes(2, MAX_VOLUMES / 2, "s");
+        assert_eq!(most.check(), Ok(()));
+        assert_eq!(reread(&most).unwrap(), most);
+        for (shards, each) in [(1, MAX_VOLUMES + 1), (2, MAX_VOLUMES / 2 + 1)] {
+            let more = with_volumes(shards, each, "s");
+            assert!(more.check().is_err());
+            let refused = reread(&more).unwrap_err().to_string();
+            assert!(refused.contains("tells of more than 50000"), "{refused}");
+        }
+        let days = |count| {
+            let days = (0..count).map(|day| (day, DaySum::default())).collect();
+            serde_json::to_vec(&Totals { logical_bytes: 1, days }).unwrap()
+        };
+        let most = u32::try_from(MAX_DAYS).unwrap();
+        assert!(serde_json::from_slice::<Totals>(&days(most)).is_ok());
+        assert!(serde_json::from_slice::<Totals>(&days(most + 1)).is_err());
+    }
+
+    #[test]
+    fn more_text_than_an_overview_has_memory_for_is_refused() {
+        let source = "s".repeat(1 << 20);
+        assert_eq!(with_volumes(1, 31, &source).check(), Ok(()));
+        assert!(with_volumes(1, 33, &source).check().is_err());
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Invariant: an object is only replaced by what was decided on the very version that it replaces.
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -160,9 +162,13 @@ impl Home {
         let key = ObjectKey::FleetDigest;
         let object = match self.target.context.store.get(&key, MAX_DIGEST_BYTES).await {
             Ok(object) => object,
-            // One that is too long is none of ours, and stays.
-            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Invalid) => {
+            Err(error) if error.kind == StoreErrorKind::NotFound => {
                 return Ok(Seen { body: None, etag: None });
+            }
+            // One that is too long is none of ours: it can't be used, and is to be replaced all the same.
+            Err(error) if error.kind == StoreErrorKind::Invalid => {
+                info!(%error, "the digest of the fleet can't be used");
+                return Ok(Seen { body: None, etag: self.etag_of_long(&key).await? });
             }
             Err(error) => return Err(error.into()),
         };
@@ -172,12 +178,31 @@ impl Home {
         Ok(Seen { body, etag: Some(object.etag) })
     }
 
+    /// The version of an object that is too long to be read.
+    async fn etag_of_long(&self, key: &ObjectKey) -> VaultResult<Option<ETag>> {
+        match self.target.context.store.peek(key, 0..1).await {
+            Ok(first) => Ok(Some(first.etag)),
+            Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Invalid) => {
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Replaces the digest as it was read; says whether nobody else was first.
     ///
     /// # Errors
-    /// `Store`.
+    /// `Invalid` for one that is longer than a reader takes; `Store`.
     pub async fn replace_digest(&self, seen: &Seen<Option<Digest>>, next: &Digest) -> VaultResult<bool> {
-        Ok(self.put(&ObjectKey::FleetDigest, next, seen.etag.as_ref()).await?.is_some())
+        let key = ObjectKey::FleetDigest;
+        let bytes = self.seal(&key, next);
+        if bytes.len() as u64 > MAX_DIGEST_BYTES {
+            let length = bytes.len();
+            return Err(VaultError::Invalid(format!(
+                "the digest would have {length} bytes, more than the {MAX_DIGEST_BYTES} that a reader takes"
+            )));
+        }
+        Ok(self.put_sealed(&key, bytes, seen.etag.as_ref()).await?.is_some())
     }
 
     /// Reads a shard.
@@ -295,6 +320,29 @@ impl Home {
         Ok(keys.iter().filter_map(|(key, _)| id(key)).collect())
     }
 
+    /// Lists the runs that changed last, `count` of them, the newest first. Reads all of the listing, and keeps no more of it.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub async fn newest_runs(&self, count: usize) -> VaultResult<Vec<RunId>> {
+        let mut newest = BTreeSet::new();
+        let mut after = None;
+        loop {
+            let page = self.target.context.store.list(KeyPrefix::Runs, after.as_deref()).await?;
+            for row in page.objects {
+                let Some(ObjectKey::Run(id)) = ObjectKey::parse(&row.key) else { continue };
+                newest.insert((Reverse(row.modified_ms), id));
+                if newest.len() > count {
+                    newest.pop_last();
+                }
+            }
+            after = page.next;
+            if after.is_none() {
+                return Ok(newest.into_iter().map(|(_, id)| id).collect());
+            }
+        }
+    }
+
     async fn see<T: FleetBody>(&self, key: &ObjectKey) -> VaultResult<Seen<T>> {
         let Some((body, etag)) = self.get::<T>(key, T::MAX_BYTES).await? else {
             return Ok(Seen { body: T::default(), etag: None });
@@ -339,8 +387,19 @@ impl Home {
         body: &T,
         etag: Option<&ETag>,
     ) -> VaultResult<Option<ETag>> {
-        let mut rng = self.target.context.entropy.fork();
-        let bytes = Bytes::from(self.target.sealer.seal(key, body, &mut rng));
+        self.put_sealed(key, self.seal(key, body), etag).await
+    }
+
+    fn seal<T: SealedBody>(&self, key: &ObjectKey, body: &T) -> Bytes {
+        Bytes::from(self.target.sealer.seal(key, body, &mut self.target.context.entropy.fork()))
+    }
+
+    async fn put_sealed(
+        &self,
+        key: &ObjectKey,
+        bytes: Bytes,
+        etag: Option<&ETag>,
+    ) -> VaultResult<Option<ETag>> {
         let store = &self.target.context.store;
         let put = match etag {
             Some(etag) => store.put_if_match(key, bytes, etag).await,

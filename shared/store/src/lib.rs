@@ -47,7 +47,7 @@ pub struct ETag(pub String);
 /// An object as read.
 #[derive(Debug, Clone)]
 pub struct Object {
-    /// The whole content.
+    /// The whole content; of [`ObjectStore::peek`], the range that was asked for.
     pub bytes: Bytes,
     /// The version that was read; what `put_if_match` takes.
     pub etag: ETag,
@@ -170,6 +170,17 @@ pub trait ObjectStore: fmt::Debug + Send + Sync {
     /// Reads the bytes `range`; a range that is empty or reaches past the end is `Invalid`.
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes>;
 
+    /// Reads the bytes `range` as [`ObjectStore::get_range`] does, and tells the version that they are of: one request. Where versions are hashes
+    /// of content, the store reads all of it for that; as does a store that says nothing of its own here.
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        let Object { bytes, etag } = self.get(key, u64::MAX).await?;
+        let bounds = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+        if range.start >= range.end || range.end > bytes.len() as u64 {
+            return Err(StoreError::bad_range(key, &range, Some(bytes.len() as u64)));
+        }
+        Ok(Object { bytes: bytes.slice(bounds(range.start)..bounds(range.end)), etag })
+    }
+
     /// Creates an object; `Conflict` if there is one already, which is left as it is.
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag>;
 
@@ -192,6 +203,10 @@ impl<S: ObjectStore + ?Sized> ObjectStore for Arc<S> {
 
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
         (**self).get_range(key, range).await
+    }
+
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        (**self).peek(key, range).await
     }
 
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {

@@ -121,12 +121,16 @@ impl ObjectStore for MemoryStore {
     }
 
     async fn get_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
+        Ok(self.peek(key, range).await?.bytes)
+    }
+
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
         let state = self.lock();
         let stored = state.objects.get(&key.to_string()).ok_or_else(|| not_found("get_range", key))?;
         let slice = usize::try_from(range.start).ok().zip(usize::try_from(range.end).ok());
         match slice {
             Some((start, end)) if start < end && end <= stored.bytes.len() => {
-                Ok(stored.bytes.slice(start..end))
+                Ok(Object { bytes: stored.bytes.slice(start..end), etag: stored.etag() })
             }
             _ => Err(StoreError::bad_range(key, &range, Some(stored.bytes.len() as u64))),
         }

@@ -1,13 +1,14 @@
 //! Telling whether the root that is there is one that was read before, without reading it again.
 //!
-//! Invariant: each root is sealed under a nonce of its own, drawn at random. A root with the nonce of one that was read is that
-//! root, whoever put it there; every other way to another root (a commit, a rebuild, an older one put back) shows another nonce.
+//! Invariant: a root is known again by its version in the store, which it shares with no other content, and by the nonce of its seal, which
+//! was drawn at random for it. A commit, a rebuild, an older one put back, and whatever somebody without a key makes of its bytes or its length
+//! shows another version; then it is read. That the version is of the bytes is the store's word: a nonce alone would be anybody's.
 
 use serde::{Deserialize, Serialize};
 use strongroom_format::ids::{Epoch, Incarnation, SealNonce, SealedHash};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::seal::{NONCE_RANGE, nonce_of};
-use strongroom_store::StoreErrorKind;
+use strongroom_store::{ETag, Object, StoreErrorKind};
 
 use crate::error::VaultResult;
 use crate::head::Head;
@@ -15,7 +16,7 @@ use crate::target::Target;
 use crate::witness::{self, Sighting};
 
 /// A root that was read: what it takes to know it again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KnownRoot {
     /// Its epoch.
@@ -26,6 +27,9 @@ pub struct KnownRoot {
     pub hash: SealedHash,
     /// The nonce of its seal.
     pub nonce: SealNonce,
+    /// Its version, as the store named it; nothing in a digest that was written before there was this: such a root is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub etag: Option<String>,
 }
 
 impl KnownRoot {
@@ -33,7 +37,13 @@ impl KnownRoot {
     pub fn of(head: &Head) -> Self {
         let Sighting { epoch, incarnation, hash } = head.sighting();
         let nonce = nonce_of(head.bytes()).expect("a root that opened has a nonce");
-        Self { epoch, incarnation, hash: SealedHash::from_bytes(hash), nonce }
+        Self {
+            epoch,
+            incarnation,
+            hash: SealedHash::from_bytes(hash),
+            nonce,
+            etag: Some(head.etag().0.clone()),
+        }
     }
 
     /// What a witness remembers of it.
@@ -43,15 +53,17 @@ impl KnownRoot {
 }
 
 /// What one look at the root's first bytes showed.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Glance {
-    nonce: Option<SealNonce>,
+    /// The nonce of its seal, and its version in the store.
+    shown: Option<(SealNonce, ETag)>,
     /// The newest root that had been seen before.
     seen: Option<Sighting>,
 }
 
 impl Target {
-    /// Looks at the first bytes of the root: one request, whatever the catalog's size.
+    /// Looks at the first bytes of the root and at its version: one request, and but for a folder, which hashes the root then, so few bytes,
+    /// whatever the catalog's size.
     ///
     /// A root that is missing, or no root, is like none that is known.
     ///
@@ -60,10 +72,12 @@ impl Target {
     pub async fn glance(&self) -> VaultResult<Glance> {
         // Before the root is looked at, as in `head`.
         let seen = self.witness.as_ref().map(|witness| witness.newest(self.id())).transpose()?.flatten();
-        match self.context.store.get_range(&ObjectKey::Root, NONCE_RANGE).await {
-            Ok(bytes) => Ok(Glance { nonce: SealNonce::from_slice(&bytes), seen }),
+        match self.context.store.peek(&ObjectKey::Root, NONCE_RANGE).await {
+            Ok(Object { bytes, etag }) => {
+                Ok(Glance { shown: SealNonce::from_slice(&bytes).map(|nonce| (nonce, etag)), seen })
+            }
             Err(error) if matches!(error.kind, StoreErrorKind::NotFound | StoreErrorKind::Invalid) => {
-                Ok(Glance { nonce: None, seen })
+                Ok(Glance { shown: None, seen })
             }
             Err(error) => Err(error.into()),
         }
@@ -74,7 +88,10 @@ impl Target {
     /// # Errors
     /// As [`Target::head`] of a root that is older than one that was seen.
     pub fn recognises(&self, glance: &Glance, known: &KnownRoot) -> VaultResult<bool> {
-        if glance.nonce != Some(known.nonce) {
+        let is_it = |(nonce, etag): &(SealNonce, ETag)| {
+            *nonce == known.nonce && known.etag.as_ref().is_some_and(|known| *known == etag.0)
+        };
+        if !glance.shown.as_ref().is_some_and(is_it) {
             return Ok(false);
         }
         if let Some(witness) = &self.witness {

@@ -69,6 +69,11 @@ impl Head {
         sighting(&self.root, &self.bytes)
     }
 
+    /// Its version in the store.
+    pub(crate) const fn etag(&self) -> &ETag {
+        &self.etag
+    }
+
     /// The sealed bytes.
     pub const fn bytes(&self) -> &Bytes {
         &self.bytes

@@ -15,6 +15,7 @@ use strongroom_fleet::text::time;
 use strongroom_format::ids::{Epoch, RunId, TimestampMs};
 use strongroom_vault::VaultError;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio::task::spawn_blocking;
 use utoipa::IntoParams;
 
@@ -24,12 +25,15 @@ use crate::answer::{
     BackupAnswer, CollectionAnswer, HostAnswer, Page, RetentionAnswer, RunAnswer, ScheduleAnswer,
     StatsAnswer, StepAnswer, TargetAnswer, VolumeAnswer, json,
 };
-use crate::fleet::{self, Fleet, Health, Line};
+use crate::fleet::{self, Fleet, Health, LISTED_RUNS, Line};
+use crate::patience;
 use crate::problem::{Answered, Problem};
 use crate::stats;
 
 /// How long the plan of a collection may take to find out: less than the answer of a function.
 const PLAN_PATIENCE: Duration = Duration::from_secs(20);
+/// How long the step may go on that it is in then.
+const LAST_STEP: Duration = Duration::from_secs(5);
 /// Steps of the catalog that are told if nothing else is asked for, and at the most.
 const STEPS: u64 = 20;
 const MAX_STEPS: u64 = 100;
@@ -196,7 +200,7 @@ pub struct RunsAsked {
     after: Option<String>,
 }
 
-/// Lists runs, the newest first. Reads each that it has not read before, which takes long at first in an old fleet.
+/// Lists runs, the newest first: of the 5,000 that changed last. Reads each of those that it has not read before, which takes some seconds at first in an old fleet.
 #[utoipa::path(get, path = "/v1/runs", tag = "runs", params(RunsAsked), responses((status = 200, body = Page<RunAnswer>)))]
 pub async fn runs(
     State(console): State<Arc<Console>>,
@@ -204,7 +208,7 @@ pub async fn runs(
     query: Asked<RunsAsked>,
 ) -> Answered<Response> {
     let RunsAsked { volume, open, limit, after } = asked(query)?;
-    let all = fleet::runs(&console.service, &console.seen).await?;
+    let all = fleet::runs(&console.service, &console.seen, LISTED_RUNS).await?;
     let is_meant = |run: &Run| fleet::is_meant(run, volume.as_deref(), open);
     let all: Vec<_> = all.into_iter().filter(|(_, run)| is_meant(run)).collect();
     let Page { items, next } = cut(all, limit, after.as_deref(), |(id, _)| id.to_string())?;
@@ -307,23 +311,35 @@ pub async fn gc_plan(
 /// What collection would do now.
 ///
 /// # Errors
-/// 503 where that takes longer than an answer may; those of reading.
+/// 503 where that takes longer than an answer may, and while another one of the target is being made; those of reading.
 pub async fn collection_plan(console: &Console, target: Option<&str>) -> Answered<CollectionAnswer> {
     let service = &console.service;
-    let target = service.targets.open(target).await?;
+    let planning = console.room.plan(target)?;
+    let target = patience::of_target(target, service.targets.open(target)).await?;
     let patience = u64::try_from(PLAN_PATIENCE.as_millis()).unwrap_or(u64::MAX);
     let until = TimestampMs(service.home.now().0.saturating_add(patience));
-    // It ends by itself between two steps; a single one may take longer. On a thread of its own, as it can't move between threads.
+    // It ends by itself between two steps; a single one may take longer. On a thread of its own, as it can't move between threads; there it ends
+    // with its next request to the store when nobody waits for it any more: then `waiting` is dropped.
+    let (waiting, gone) = oneshot::channel::<()>();
     let runtime = Handle::current();
-    let planning =
-        spawn_blocking(move || runtime.block_on(async { strongroom_gc::plan(&target, until).await }));
-    let planned = tokio::time::timeout(2 * PLAN_PATIENCE, planning).await;
+    let task = spawn_blocking(move || {
+        let _planning = planning;
+        runtime.block_on(async {
+            tokio::select! {
+                plan = strongroom_gc::plan(&target, until) => Some(plan),
+                _ = gone => None,
+            }
+        })
+    });
+    let planned = tokio::time::timeout(PLAN_PATIENCE + LAST_STEP, task).await;
+    drop(waiting);
     let planned = planned.map_err(|_| {
-        let detail =
-            "this takes longer than an answer may; `strongroom gc plan` says it however long it takes";
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail)
+        patience::later(
+            "this takes longer than an answer may; `strongroom gc plan` says it however long it takes",
+        )
     })?;
     let plan = planned.map_err(|error| VaultError::Internal(format!("planning ended early: {error}")))?;
+    let plan = plan.ok_or_else(|| VaultError::Internal("planning was given up".to_owned()))?;
     Ok(plan?.into())
 }
 
@@ -355,7 +371,7 @@ pub async fn audit(
 /// Steps of a target's catalog; `next` is the epoch to go on from.
 ///
 /// # Errors
-/// 400 for a limit out of bounds; those of reading.
+/// 400 for a limit out of bounds; 503 while there is no room for another audit; those of reading.
 pub async fn audited(
     console: &Console,
     target: Option<&str>,
@@ -366,7 +382,8 @@ pub async fn audited(
     if !(1..=MAX_STEPS).contains(&limit) {
         return Err(Problem::new(StatusCode::BAD_REQUEST, format!("a limit is from 1 to {MAX_STEPS}")));
     }
-    let target = console.service.targets.open(target).await?;
+    let _room = console.room.audit()?;
+    let target = patience::of_target(target, console.service.targets.open(target)).await?;
     let steps = target.audit(until.map(Epoch), limit).await?;
     let next = steps.last().map(|step| step.epoch.0.saturating_sub(1)).filter(|epoch| *epoch > 1);
     Ok(Page { items: steps.iter().map(StepAnswer::new).collect(), next: next.map(|epoch| epoch.to_string()) })

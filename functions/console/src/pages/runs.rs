@@ -15,7 +15,7 @@ use super::{Shown, show, some};
 use crate::Console;
 use crate::answer::Page;
 use crate::api::cut;
-use crate::fleet;
+use crate::fleet::{self, LISTED_RUNS};
 use crate::problem::Problem;
 
 /// Runs on a page of them.
@@ -82,8 +82,11 @@ pub async fn runs(State(console): State<Arc<Console>>, Query(asked): Query<RunsA
         "false" => Some(false),
         _ => return Err(Problem::new(StatusCode::BAD_REQUEST, "open is true or false").into()),
     };
-    let all = fleet::runs(&console.service, &console.seen).await?;
     let only = some(volume.trim());
+    // One more than fits tells whether others follow.
+    let is_first = only.is_none() && wanted.is_none() && after.is_empty();
+    let count = if is_first { RUNS + 1 } else { LISTED_RUNS };
+    let all = fleet::runs(&console.service, &console.seen, count).await?;
     let all: Vec<_> = all.into_iter().filter(|(_, run)| fleet::is_meant(run, only, wanted)).collect();
     let Page { items, next } = cut(all, Some(RUNS), some(after), |(id, _)| id.to_string())?;
     show(&RunsPage {

@@ -136,9 +136,8 @@ pub async fn gc(
     Query(GcAsked { target, plan }): Query<GcAsked>,
 ) -> Shown {
     let settings = console.service.home.settings().await?;
-    let opened = console.service.targets.open(some(&target)).await?;
+    let (opened, root) = fleet::opened(&console.service, some(&target)).await?;
     let grace_ms = opened.settings.grace_ms;
-    let root = opened.head().await?.root;
     let over = |since: TimestampMs| time(TimestampMs(since.0.saturating_add(grace_ms)));
     let trash = root.backups().filter_map(|(volume, backup)| {
         let since = backup.trashed?;

@@ -176,6 +176,10 @@ impl ObjectStore for S3Store {
         self.read_range(key, range).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        self.read_part(key, range).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         self.put(Operation::PutIfAbsent, key, bytes, |request| request.if_none_match("*")).await
     }

@@ -20,23 +20,37 @@ impl S3Store {
         if length > max_bytes {
             return Err(StoreError::too_large("get", key, length, max_bytes));
         }
-        let etag = answer.e_tag.map(ETag).ok_or_else(|| {
-            let message = "the store gave no etag: use another store";
-            StoreError::new(StoreErrorKind::Invalid, "get", key, message)
-        })?;
+        let etag = etag_of(Operation::Get, key, &answer)?;
         let bytes = read_body(Operation::Get, key, answer.body, length).await?;
         Ok(Object { bytes, etag })
     }
 
     pub(super) async fn read_range(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Bytes> {
+        let (answer, length) = self.request_range(key, &range).await?;
+        read_body(Operation::GetRange, key, answer.body, length).await
+    }
+
+    pub(super) async fn read_part(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        let (answer, length) = self.request_range(key, &range).await?;
+        let etag = etag_of(Operation::GetRange, key, &answer)?;
+        let bytes = read_body(Operation::GetRange, key, answer.body, length).await?;
+        Ok(Object { bytes, etag })
+    }
+
+    /// The answer to a request for a range, and the length of what follows, which is that of the range.
+    async fn request_range(
+        &self,
+        key: &ObjectKey,
+        range: &Range<u64>,
+    ) -> StoreResult<(GetObjectOutput, u64)> {
         if range.start >= range.end {
-            return Err(StoreError::bad_range(key, &range, None));
+            return Err(StoreError::bad_range(key, range, None));
         }
         let header = format!("bytes={}-{}", range.start, range.end - 1);
         let answer = self.request(Operation::GetRange, key, Some(header)).await.map_err(|error| {
             // 416, and nothing else that S3 finds wrong with such a request.
             if error.kind == StoreErrorKind::Invalid && error.message.starts_with("InvalidRange") {
-                return StoreError::bad_range(key, &range, None);
+                return StoreError::bad_range(key, range, None);
             }
             error
         })?;
@@ -45,13 +59,13 @@ impl S3Store {
         let length = announced_length(Operation::GetRange, key, &answer)?;
         if length < wanted {
             let size_bytes = answer.content_range().and_then(|text| text.rsplit_once('/')?.1.parse().ok());
-            return Err(StoreError::bad_range(key, &range, size_bytes));
+            return Err(StoreError::bad_range(key, range, size_bytes));
         }
         if length > wanted {
             let message = format!("asked for {wanted} bytes, the store sends {length}: it ignores ranges");
             return Err(StoreError::new(StoreErrorKind::Invalid, "get_range", key, message));
         }
-        read_body(Operation::GetRange, key, answer.body, length).await
+        Ok((answer, length))
     }
 
     async fn request(
@@ -71,6 +85,13 @@ impl S3Store {
             .await
             .map_err(|error| self.failed(operation, key, error))
     }
+}
+
+fn etag_of(operation: Operation, key: &ObjectKey, answer: &GetObjectOutput) -> StoreResult<ETag> {
+    answer.e_tag().map(|etag| ETag(etag.to_owned())).ok_or_else(|| {
+        let message = "the store gave no etag: use another store";
+        StoreError::new(StoreErrorKind::Invalid, operation.name(), key, message)
+    })
 }
 
 fn announced_length(operation: Operation, key: &ObjectKey, answer: &GetObjectOutput) -> StoreResult<u64> {

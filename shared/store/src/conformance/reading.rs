@@ -65,19 +65,28 @@ pub async fn get_is_bounded(store: &dyn ObjectStore) {
 pub async fn ranges_are_exact(store: &dyn ObjectStore) {
     let key = new_run();
     let written: Bytes = (0..=u8::MAX).collect();
-    create(store, &key, written.clone()).await;
+    let etag = create(store, &key, written.clone()).await;
     for (start, end) in [(0, 256), (0, 1), (255, 256), (100, 101), (3, 250)] {
         let answer = store.get_range(&key, start..end).await;
         let read = answer.unwrap_or_else(|error| panic!("bytes {start}..{end} of 256 are read: {error}"));
         let (from, to) = (usize::try_from(start).unwrap_or(0), usize::try_from(end).unwrap_or(0));
         assert_eq!(read, written.slice(from..to), "bytes {start}..{end}");
+        let peeked = store.peek(&key, start..end).await.expect("a range that is read can be peeked at");
+        assert_eq!((peeked.bytes, &peeked.etag), (read, &etag), "bytes {start}..{end}, and their version");
     }
     for range in
         [0..0, 10..10, 20..10, 256..256, 256..257, 0..257, 255..u64::MAX, u64::MAX..u64::MAX, 1000..2000]
     {
         let answer = store.get_range(&key, range.clone()).await;
         expect_kind(answer, StoreErrorKind::Invalid, &format!("range {range:?} of 256 bytes"));
+        let answer = store.peek(&key, range.clone()).await;
+        expect_kind(answer, StoreErrorKind::Invalid, &format!("a peek at {range:?} of 256 bytes"));
     }
     assert_eq!(content(store, &key).await, written);
+    let other = store.put_if_match(&key, Bytes::from_static(b"other"), &etag).await.expect("it is replaced");
+    let peeked = store.peek(&key, 0..1).await.expect("what replaced it can be peeked at");
+    assert_eq!(peeked.etag, other, "another content is another version");
+    assert_ne!(other, etag);
     clean_up(store, &[key]).await;
+    expect_kind(store.peek(&key, 0..1).await, StoreErrorKind::NotFound, "a peek at a missing object");
 }

@@ -201,6 +201,11 @@ impl<S: ObjectStore> ObjectStore for Counting<S> {
         self.count(Operation::GetRange, key.into(), 0, Bytes::len, self.inner.get_range(key, range)).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        let received = |object: &Object| object.bytes.len();
+        self.count(Operation::GetRange, key.into(), 0, received, self.inner.peek(key, range)).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         let sent_bytes = bytes.len();
         let put = self.inner.put_if_absent(key, bytes);

@@ -110,6 +110,10 @@ impl<S: ObjectStore> ObjectStore for Faulty<S> {
         self.call(Operation::GetRange, key.to_string(), self.inner.get_range(key, range)).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        self.call(Operation::GetRange, key.to_string(), self.inner.peek(key, range)).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         self.call(Operation::PutIfAbsent, key.to_string(), self.inner.put_if_absent(key, bytes)).await
     }

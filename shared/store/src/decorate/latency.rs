@@ -45,6 +45,11 @@ impl<S: ObjectStore> ObjectStore for Latency<S> {
         self.inner.get_range(key, range).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        self.wait().await;
+        self.inner.peek(key, range).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         self.wait().await;
         self.inner.put_if_absent(key, bytes).await

@@ -113,6 +113,12 @@ impl<S: ObjectStore> ObjectStore for Limit<S> {
         Ok(bytes)
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        let object = self.inner.peek(key, range).await?;
+        pass(self.allowance.down.as_deref(), key, object.bytes.len()).await;
+        Ok(object)
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         pass(self.allowance.up.as_deref(), key, bytes.len()).await;
         self.inner.put_if_absent(key, bytes).await

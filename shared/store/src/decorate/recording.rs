@@ -70,6 +70,11 @@ impl<S: ObjectStore> ObjectStore for Recording<S> {
         self.inner.get_range(key, range).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        self.log.push(Operation::GetRange, key);
+        self.inner.peek(key, range).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         self.log.push(Operation::PutIfAbsent, key);
         self.inner.put_if_absent(key, bytes).await

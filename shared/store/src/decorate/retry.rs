@@ -238,6 +238,10 @@ impl<S: ObjectStore> ObjectStore for Retry<S> {
         self.retry(Operation::GetRange, key, || self.inner.get_range(key, range.clone())).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        self.retry(Operation::GetRange, key, || self.inner.peek(key, range.clone())).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         let call = || self.inner.put_if_absent(key, bytes.clone());
         self.put(Operation::PutIfAbsent, key, &bytes, call).await

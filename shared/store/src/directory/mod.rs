@@ -163,6 +163,11 @@ impl ObjectStore for DirectoryStore {
         self.blocking("get_range", key, move |tree| read::get_range(tree, &key, range)).await
     }
 
+    async fn peek(&self, key: &ObjectKey, range: Range<u64>) -> StoreResult<Object> {
+        let key = *key;
+        self.blocking("get_range", key, move |tree| read::peek(tree, &key, range)).await
+    }
+
     async fn put_if_absent(&self, key: &ObjectKey, bytes: Bytes) -> StoreResult<ETag> {
         let key = *key;
         self.blocking("put_if_absent", key, move |tree| write::put_if_absent(tree, &key, &bytes)).await
