@@ -630,16 +630,29 @@ async fn the_navigation_says_where_one_is() {
     let own = PAGES.iter().filter(|path| **path != "/new-volume");
     let own = own.map(|path| ((*path).to_owned(), path.split('?').next().unwrap().to_owned(), "page"));
     let of_volumes = ["/volumes/db", "/new-volume", "/volumes/db/edit"].map(str::to_owned);
-    let of_volumes = of_volumes.into_iter().chain([format!("/backups/{backup}")]).map(|path| (path, "/".to_owned(), "true"));
+    let of_volumes = of_volumes
+        .into_iter()
+        .chain([format!("/backups/{backup}")])
+        .map(|path| (path, "/".to_owned(), "true"));
     let of_runs = (format!("/runs/{run}"), "/runs".to_owned(), "true");
     let mut titles = std::collections::BTreeSet::new();
     for (path, link, value) in own.chain(of_volumes).chain([of_runs]) {
         let page = fleet.get(&path).await;
         let navigation = between(&page.body, "<nav aria-label=\"Pages\">", "</nav>");
         assert_eq!(navigation.matches("aria-current").count(), 1, "{path}: {navigation}");
-        assert!(navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")), "{path}: {navigation}");
-        assert!(page.body.contains("<a class=\"skip\" href=\"#main\">") && page.body.contains("<main id=\"main\""), "{path}");
-        assert!(path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()), "{path} has the title of another");
+        assert!(
+            navigation.contains(&format!("<a href=\"{link}\" aria-current=\"{value}\">")),
+            "{path}: {navigation}"
+        );
+        assert!(
+            page.body.contains("<a class=\"skip\" href=\"#main\">")
+                && page.body.contains("<main id=\"main\""),
+            "{path}"
+        );
+        assert!(
+            path.contains('?') || titles.insert(between(&page.body, "<title>", "</title>").to_owned()),
+            "{path} has the title of another"
+        );
     }
 }
 
@@ -687,7 +700,11 @@ async fn an_empty_console_says_what_to_do_next() {
         assert!(page.body.contains(next), "{path}: {next}\n{}", page.body);
     }
     let viewed = fleet.get("/").await;
-    assert!(!viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"), "{}", viewed.body);
+    assert!(
+        !viewed.body.contains("href=\"/new-volume\"") && viewed.body.contains("operator"),
+        "{}",
+        viewed.body
+    );
     fleet.ask("host", Wanted::HostPut { host: "h".to_owned() }).await;
     let hosted = fleet.call(Method::GET, "/", "operate", None).await;
     assert!(hosted.body.contains("is there already") && !hosted.body.contains("host-put"), "{}", hosted.body);
@@ -703,14 +720,25 @@ async fn the_overview_plots_what_is_stored_after_what_is_late() {
     let fleet = Fleet::with_volumes().await;
     let page = fleet.get("/").await.body;
     let at = |text: &str| page.find(text).unwrap_or_else(|| panic!("no {text} in {page}"));
-    let order = [at("1 late"), at("To be looked after"), at("a/&#60;b"), at("<svg"), at("href=\"/storage\">The figures"), at("The others"), at(">db</a>")];
+    let order = [
+        at("1 late"),
+        at("To be looked after"),
+        at("a/&#60;b"),
+        at("<svg"),
+        at("href=\"/storage\">The figures"),
+        at("The others"),
+        at(">db</a>"),
+    ];
     assert!(order.is_sorted(), "{order:?}: {page}");
     assert_eq!(page.matches("role=\"img\" aria-label=\"").count(), 2);
     let stats = fleet.get("/v1/stats").await.json();
     let day = &stats["days"][0];
     let said = between(&page, "aria-label=\"Stored by day", "\">");
     let stored = strongroom_fleet::text::bytes(day["stored_bytes"].as_u64().unwrap());
-    assert!(said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())), "{said}");
+    assert!(
+        said.ends_with(&format!("{stored} in all, the most on {}: {stored}", day["day"].as_str().unwrap())),
+        "{said}"
+    );
     // The same on its own page, and no plots where something was looked for.
     assert!(fleet.get("/storage").await.body.contains(said));
     assert!(!fleet.get("/?q=db").await.body.contains("<svg"));
@@ -737,14 +765,23 @@ async fn volumes_are_found_by_name_host_and_state() {
     ] {
         let page = fleet.get(&format!("/?{asked}")).await;
         assert_eq!(page.status, StatusCode::OK, "{asked}");
-        assert!(page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")), "{asked}: {}", page.body);
-        let shown: Vec<usize> = (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
+        assert!(
+            page.body.contains(&format!("<strong>{hits}</strong> of 3 volumes")),
+            "{asked}: {}",
+            page.body
+        );
+        let shown: Vec<usize> =
+            (0..names.len()).filter(|number| page.body.contains(names[*number])).collect();
         assert_eq!(shown, found, "{asked}");
-        let told = fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
+        let told =
+            fleet.get(&format!("/v1/volumes?{}", asked.replace("q=&", "").replace("state", "health"))).await;
         assert_eq!(told.json()["items"].as_array().unwrap().len(), hits, "{asked}");
     }
     let typed = fleet.get("/?q=%22%3E%3Cb%3E&state=late").await.body;
-    assert!(typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"), "{typed}");
+    assert!(
+        typed.contains("value=\"&#34;&#62;&#60;b&#62;\"") && typed.contains("value=\"late\" selected"),
+        "{typed}"
+    );
     for whole in ["/", "/?q=&state="] {
         let page = fleet.get(whole).await.body;
         assert!(names.iter().all(|name| page.contains(name)) && !page.contains("of 3 volumes"), "{page}");
@@ -759,7 +796,10 @@ async fn a_very_large_fleet_is_shown_page_by_page() {
     let fleet = Fleet::new().await;
     strongroom_tests::fleet::large::fill(&fleet.service, 1001, 1).await.unwrap();
     let all = |body: &str| -> Vec<String> {
-        body.split("<th scope=\"row\">").skip(1).map(|row| row.split("</th>").next().unwrap().to_owned()).collect()
+        body.split("<th scope=\"row\">")
+            .skip(1)
+            .map(|row| row.split("</th>").next().unwrap().to_owned())
+            .collect()
     };
     for asked in ["/", "/?q=vm&state="] {
         let first = fleet.get(asked).await.body;

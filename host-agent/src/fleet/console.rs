@@ -4,34 +4,25 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::serve::Listener;
 use rand::Rng;
 use serde_json::json;
 use strongroom_console::{Access, Limits, Role, router};
 use strongroom_fleet::Service;
 use strongroom_vault::{Entropy, VaultError, VaultResult};
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tracing::{error, info};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::info;
 
+use super::http::{self, Bounds};
 use crate::open::Settings;
 use crate::output::Output;
 
 /// The file of the token, in the folder of what this host keeps.
 const TOKEN_FILE: &str = "console-token";
-/// How long answers may take that are on their way when it is told to stop.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// The longest token, bytes.
 const MAX_TOKEN_BYTES: u64 = 200;
-/// Connections at once: some browsers, each with a few.
-const MAX_CONNECTIONS: usize = 64;
 
 /// A console that listens.
 pub struct Console {
@@ -86,86 +77,16 @@ impl Console {
     }
 
     /// Serves it until `stop` says so.
-    pub async fn serve(self, service: Service, stop: watch::Receiver<bool>) {
+    pub async fn serve(self, service: Service, mut stop: watch::Receiver<bool>) {
         let mut secret = [0; 32];
         service.home.target().context.entropy.with(|rng| rng.fill_bytes(&mut secret));
         let access = Access::new([(self.token.as_str(), Role::Operator)], &secret);
         let console = router(service, access, Limits::default());
-        let stopped = |mut stop: watch::Receiver<bool>| async move {
-            // Whoever could say so is gone: that is the same.
+        // Whoever could say so is gone: that is the same.
+        let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        let served =
-            axum::serve(Few::of(self.listener), console).with_graceful_shutdown(stopped(stop.clone()));
-        let given_up = async {
-            stopped(stop).await;
-            tokio::time::sleep(LAST_ANSWERS).await;
-        };
-        tokio::select! {
-            ended = served.into_future() => {
-                if let Err(error) = ended {
-                    error!(%error, "the console ended");
-                }
-            }
-            () = given_up => {}
-        }
-    }
-}
-
-/// Takes so many connections at once and no more, so that whoever opens many costs nobody else's files.
-struct Few {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl Few {
-    fn of(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
-    }
-}
-
-impl Listener for Few {
-    type Io = Placed;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Placed { stream, _place: place }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection, and its place among them.
-struct Placed {
-    stream: TcpStream,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for Placed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Placed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        http::serve(vec![self.listener], console, Bounds::default(), stopped).await;
     }
 }
 

@@ -200,11 +200,8 @@ impl Totals {
         for backup in backups.filter(|backup| backup.is_live()) {
             totals.logical_bytes = totals.logical_bytes.saturating_add(backup.logical_bytes);
             let Some(day) = day_of(backup.created) else { continue };
-            let sum = DaySum {
-                backups: 1,
-                logical_bytes: backup.logical_bytes,
-                stored_bytes: backup.stored_bytes,
-            };
+            let sum =
+                DaySum { backups: 1, logical_bytes: backup.logical_bytes, stored_bytes: backup.stored_bytes };
             totals.days.entry(day).or_default().add(sum);
             if totals.days.len() > MAX_DAYS {
                 totals.days.pop_first();
@@ -300,7 +297,8 @@ mod tests {
             [backup(5, 7, true), backup(DAY_MS - 1, 1, true), backup(DAY_MS, 2, true), backup(9, 9, false)];
         let totals = Totals::of(backups.iter().chain([&backup(u64::MAX, 4, true)]));
         assert_eq!(totals.logical_bytes, 400, "what is of no day counts in the sum");
-        let days: Vec<_> = totals.days.iter().map(|(day, sum)| (*day, sum.backups, sum.stored_bytes)).collect();
+        let days: Vec<_> =
+            totals.days.iter().map(|(day, sum)| (*day, sum.backups, sum.stored_bytes)).collect();
         assert_eq!(days, [(0, 2, 8), (1, 1, 2)]);
         assert_eq!(begin_of(1), TimestampMs(DAY_MS));
     }

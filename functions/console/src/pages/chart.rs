@@ -177,9 +177,18 @@ mod tests {
         assert_eq!(heights, [HEIGHT, HEIGHT / 5, 0]);
         assert_eq!((few.first.as_str(), few.last.as_str()), ("2024-09-21", "2024-10-04"));
         assert_eq!((few.stored_most.as_str(), few.shared_most.as_str()), ("50 B", "3.0 ×"));
-        assert!(few.stored_said.ends_with("60 B in all, the most on 2024-10-04: 50 B"), "{}", few.stored_said);
-        assert!(few.shared_said.ends_with("2.1 × in all, the most on 2024-10-03: 3.0 ×"), "{}", few.shared_said);
-        let long = of(&[(today - 400, sum(1, 1, 1)), (today - 30, sum(1, 1, 1)), (today + 9, sum(1, 1, 1))]).unwrap();
+        assert!(
+            few.stored_said.ends_with("60 B in all, the most on 2024-10-04: 50 B"),
+            "{}",
+            few.stored_said
+        );
+        assert!(
+            few.shared_said.ends_with("2.1 × in all, the most on 2024-10-03: 3.0 ×"),
+            "{}",
+            few.shared_said
+        );
+        let long = of(&[(today - 400, sum(1, 1, 1)), (today - 30, sum(1, 1, 1)), (today + 9, sum(1, 1, 1))])
+            .unwrap();
         assert_eq!(long.stored.bars.len(), 31, "neither what is older than is shown nor what is yet to come");
         assert!(of(&[]).is_none() && of(&[(today - 90, sum(1, 1, 1)), (today + 1, sum(1, 1, 1))]).is_none());
         assert!(of(&[(today - 89, sum(1, 0, 0))]).is_some_and(|all| all.shared_most == "–"));

@@ -163,8 +163,7 @@ pub async fn overview(
     let totals = fleet.totals();
     let text = asked.q.trim().to_lowercase();
     let is_filtered = !text.is_empty() || health.is_some();
-    let is_meant =
-        |line: &&Line<'_>| line.has(&text) && health.is_none_or(|health| health == line.health);
+    let is_meant = |line: &&Line<'_>| line.has(&text) && health.is_none_or(|health| health == line.health);
     let mut found: Vec<&Line<'_>> = lines.iter().filter(is_meant).collect();
     found.sort_by_key(|line| (line.health, line.name, line.target));
     let shown = found.iter().skip(asked.from).take(SHOWN);
