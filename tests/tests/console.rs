@@ -955,6 +955,30 @@ async fn a_run_is_followed_until_it_has_ended() {
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
 }
 
+/// Each who follows a run holds a connection: some are left for everybody else.
+#[tokio::test]
+async fn only_so_many_follow_runs_at_once() {
+    let fleet = Fleet::with_volumes().await;
+    fleet.ask("now", Wanted::Backup { volume: "db".to_owned() }).await;
+    let run = fleet.get("/v1/runs?open=true").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/runs/{run}/events");
+    let follow = async || {
+        let request = HttpRequest::get(&path).header(header::AUTHORIZATION, "Bearer view");
+        fleet.console.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let mut followed = Vec::new();
+    while followed.len() < 16 {
+        let response = follow().await;
+        assert_eq!(response.status(), StatusCode::OK, "{}", followed.len());
+        followed.push(response);
+    }
+    let refused = fleet.get(&path).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers[header::RETRY_AFTER], "10");
+    followed.pop();
+    assert_eq!(follow().await.status(), StatusCode::OK, "whoever goes makes room");
+}
+
 /// The document in docs/ is what the code says; `UPDATE=1` writes it anew.
 #[test]
 fn the_openapi_document_is_up_to_date() {

@@ -32,6 +32,7 @@ use utoipa_axum::router::OpenApiRouter;
 pub use access::{Access, Claims, PeopleSettings, Provider, Role};
 pub use gateway::{Answer, Event, answer};
 
+use api::follow::Room;
 use rate::Limit;
 use seen::Seen;
 
@@ -43,6 +44,7 @@ struct Console {
     service: Service,
     access: Access,
     seen: Seen,
+    room: Room,
     limits: Limits,
     limit: Limit,
 }
@@ -66,7 +68,8 @@ impl Default for Limits {
 /// The console of a fleet, for those whom `access` lets in.
 pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let limit = Limit::new(limits.changes_a_minute);
-    let console = Arc::new(Console { service, access, seen: Seen::default(), limits, limit });
+    let console =
+        Arc::new(Console { service, access, seen: Seen::default(), room: Room::default(), limits, limit });
     let (api, pages) = (api::routes(), pages::routes());
     let (reading, _) = api.reading.merge(pages.reading).split_for_parts();
     // Whatever changes something goes through here, and nothing else does.
