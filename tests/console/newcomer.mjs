@@ -1,5 +1,5 @@
 // A newcomer's way through the console of a real `strongroom up`, from nothing to a restored volume, in a browser.
-// usage: node newcomer.mjs PAGE TOKEN SOURCE DESTINATION PICTURES
+// usage: node newcomer.mjs LINK TOKEN SOURCE DESTINATION PICTURES
 //
 // Each page is looked at by axe-core, wide and as on a phone, light and dark, and pictures of it go to the folder PICTURES; as on a phone, it
 // must fit without scrolling sideways. Ends with 1 at the first thing that is not as
@@ -9,7 +9,8 @@ import { join } from "node:path";
 import { AxeBuilder } from "@axe-core/playwright";
 import { chromium } from "playwright-core";
 
-const [start, token, source, destination, pictures] = process.argv.slice(2);
+const [link, token, source, destination, pictures] = process.argv.slice(2);
+const start = new URL(link).origin;
 const PATIENCE = 60_000;
 const SERIOUS = new Set(["serious", "critical"]);
 const WIDE = { width: 1200, height: 800 };
@@ -26,8 +27,8 @@ page.setDefaultTimeout(PATIENCE);
 
 const problems = [];
 page.on("console", (message) => {
-  // A run that was just asked for is not there yet: its page asks again. And a page that is not there is asked for below.
-  if (message.type() === "error" && !/\/(events|nothing-here)$/.test(message.location().url)) {
+  // A run that was just asked for is not there yet: its page asks again. And below, a page is asked for that is not there, and a code is used twice.
+  if (message.type() === "error" && !/\/(events|nothing-here|login)$/.test(message.location().url)) {
     problems.push(`${message.location().url}: ${message.text()}`);
   }
 });
@@ -71,14 +72,35 @@ const ended = async () => {
     throw new Error(`${page.url()}: ${await page.locator("[data-said]").textContent()}`);
   }
 };
+// As when another tab is looked at.
+const hide = (hidden) => page.evaluate((hidden) => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}, hidden);
 const expect = (what, is) => {
   if (!is) {
     throw new Error(`${page.url()}: ${what}`);
   }
 };
 
-// The link, and nothing there yet.
-await go(`/login?token=${token}`);
+// The link works once, and after that the token.
+const atHome = (url) => url.href === `${start}/`;
+await page.goto(link);
+await page.waitForURL(atHome);
+await press("Sign out");
+await page.getByRole("link", { name: "Sign in" }).click();
+await look("sign-in");
+await page.goto(link);
+await page.getByRole("alert").filter({ hasText: "used already" }).waitFor();
+expect("the code stays in the address", page.url() === `${start}/login`);
+await page.getByLabel("Token").fill(token);
+await press("Sign in");
+await page.waitForURL(atHome);
+// Under no other name is a browser let in.
+const elsewhere = start.replace(/strongroom-.*localhost/, "127.0.0.1");
+expect("it is not the only name", elsewhere !== start && (await page.request.get(elsewhere)).status() === 421);
+
+// Nothing is there yet.
 await look("first-visit");
 expect("there is something already", await page.getByText("There are no volumes yet").isVisible());
 
@@ -128,6 +150,11 @@ for (let state = ""; state !== "succeeded" && state !== "failed"; await page.wai
   if (value !== null && !seen.has(value)) {
     seen.add(value);
     if (seen.size === 2) {
+      // Nobody sees it: it lets go of its connection, and takes it up again.
+      const gone = page.waitForEvent("requestfailed", (request) => request.url().endsWith("/events"));
+      await hide(true);
+      await gone;
+      await hide(false);
       await look("running", { isBrief: true });
     }
   }
@@ -214,6 +241,20 @@ await page.getByRole("status").filter({ hasText: "0 of 2 volumes" }).waitFor();
 await look("nothing-found");
 await page.getByRole("link", { name: "Show all" }).click();
 await page.getByRole("heading", { name: "All volumes" }).waitFor();
+
+// A run that nobody takes up is asked for less and less often, and a browser that is not known any more is told so.
+let asked = 0;
+page.on("request", (request) => {
+  asked += Number(request.url().endsWith("/events"));
+});
+await go(`/runs/${"0".repeat(32)}`);
+await page.waitForTimeout(6500);
+expect(`it was asked for ${asked} times`, asked > 1 && asked <= 4);
+await page.context().clearCookies();
+await hide(true);
+await hide(false);
+await page.getByRole("alert").filter({ hasText: "does not know this browser" }).waitFor();
+await look("not-known");
 
 await browser.close();
 if (problems.length > 0) {

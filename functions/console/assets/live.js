@@ -1,5 +1,23 @@
-// Follows a run on its page, and says what a cron line means while it is typed. Without this, loading a page again shows the same.
+// Signs in by a link, follows a run on its page, and says what a cron line means while it is typed. Without this, loading a page again shows the same.
 "use strict";
+
+// The code of a link comes in the part of an address that browsers send to nobody: it goes into the form, and out of the address.
+const login = document.querySelector("[data-login]");
+const enter = () => {
+  const code = location.hash.slice(1);
+  if (/^[0-9a-f]{32}$/.test(code)) {
+    history.replaceState(null, "", location.pathname);
+    const { token } = login.elements;
+    // It is no password that a browser should offer to keep.
+    token.type = "hidden";
+    token.value = code;
+    login.submit();
+  }
+};
+if (login) {
+  addEventListener("hashchange", enter);
+  enter();
+}
 
 const run = document.querySelector("[data-run]:not([data-ended])");
 

@@ -29,7 +29,7 @@ use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{And, NotForContentType, Predicate, SizeAbove};
 use utoipa_axum::router::OpenApiRouter;
 
-pub use access::{Access, Claims, PeopleSettings, Provider, Role};
+pub use access::{Access, Claims, PeopleSettings, Provider, Role, Site};
 pub use gateway::{Answer, Event, answer};
 
 use api::follow::Room;
@@ -77,7 +77,7 @@ pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let changing = changing.route_layer(from_fn_with_state(Arc::clone(&console), access::operators_only));
     let open = match console.access.people() {
         Some(_) => pages::open_routes().merge(pages::sign_in::routes()),
-        None => pages::open_routes(),
+        None => pages::open_routes().merge(pages::login::routes()),
     };
     let document = openapi().to_string();
     let told = get(move || {
