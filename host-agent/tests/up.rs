@@ -6,7 +6,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Child;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -56,7 +56,8 @@ impl Fleet {
         let args = ["up", "--tick", "500ms", "--config", config.to_str().unwrap()];
         let mut command = self.place.command(&[&args, more].concat());
         let log = std::fs::File::options().append(true).create(true).open(self.place.path("up.log")).unwrap();
-        command.env("STRONGROOM_LOG", "info").stdout(Stdio::null()).stderr(log).spawn().unwrap()
+        let said = std::fs::File::create(self.place.path("up.out")).unwrap();
+        command.env("STRONGROOM_LOG", "info").stdout(said).stderr(log).spawn().unwrap()
     }
 
     fn run(&self, args: &[&str]) -> std::process::Output {
@@ -231,15 +232,22 @@ fn the_console_shows_the_fleet_and_takes_what_is_asked_for() {
     fleet.image("db.img", &noise(1 << 20, 1));
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let address = format!("127.0.0.1:{port}");
-    let ask = |line: &str, token: &str| {
+    let send = |line: &str, headers: &str, body: &str| {
         let mut stream = std::net::TcpStream::connect(&address).ok()?;
-        let head = format!("{line} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n");
-        write!(stream, "{head}Content-Length: 0\r\nConnection: close\r\n\r\n").ok()?;
+        let length = body.len();
+        write!(
+            stream,
+            "{line} HTTP/1.1\r\n{headers}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+        .ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         Some(answer)
     };
-    let mut tokens = Vec::new();
+    let ask = |line: &str, token: &str| {
+        send(line, &format!("Host: {address}\r\nAuthorization: Bearer {token}"), "")
+    };
+    let mut told = Vec::new();
     for round in 0..2 {
         let process = fleet.start_with(&["--console", &address]);
         fleet.wait_for("no console", || ask("GET /style.css", "").is_some());
@@ -252,7 +260,26 @@ fn the_console_shows_the_fleet_and_takes_what_is_asked_for() {
             ask("GET /v1/volumes/db", &token)
                 .is_some_and(|told| told.contains(&format!("\"backups\":{}", round + 1)))
         });
-        tokens.push(token);
+
+        // A browser, which is known under the console's own name only.
+        let said = std::fs::read_to_string(fleet.place.path("up.out")).unwrap();
+        let name = said.split_once("console: http://").unwrap().1.split_once('/').unwrap().0.to_owned();
+        assert!(name.ends_with(&format!(".localhost:{port}")) && !said.contains(&token), "{said}");
+        let form = format!("token={token}");
+        let at = |host: &str, more: &str| format!("Host: {host}\r\nSec-Fetch-Site: same-origin\r\n{more}");
+        let of_form = "Content-Type: application/x-www-form-urlencoded";
+        let entered = send("POST /login", &at(&name, of_form), &form).unwrap();
+        assert!(entered.starts_with("HTTP/1.1 303 "), "{entered}");
+        let cookie = entered.split_once("set-cookie: ").unwrap().1.split_once(';').unwrap().0;
+        let shown = format!("Cookie: {cookie}");
+        assert!(send("GET /", &at(&name, &shown), "").unwrap().starts_with("HTTP/1.1 200 "));
+        for elsewhere in [&address, &format!("localhost:{port}"), "rebound.example"] {
+            let refused = send("GET /", &at(elsewhere, &shown), "").unwrap();
+            assert!(refused.starts_with("HTTP/1.1 421 "), "{elsewhere}: {refused}");
+            let refused = send("POST /login", &at(elsewhere, of_form), &form).unwrap();
+            assert!(refused.starts_with("HTTP/1.1 421 "), "{elsewhere}: {refused}");
+        }
+        told.push((token, name));
         // One that stays connected holds nobody up.
         let _idle = std::net::TcpStream::connect(&address).unwrap();
         let asked = Instant::now();
@@ -260,8 +287,9 @@ fn the_console_shows_the_fleet_and_takes_what_is_asked_for() {
         assert!(asked.elapsed() < Duration::from_secs(15), "it waited for whoever was connected");
         assert!(ask("GET /", "").is_none(), "it is gone");
     }
-    assert_eq!(tokens[0], tokens[1]);
-    assert!(!fleet.log().contains(&tokens[0]), "the token is in the log");
+    assert_eq!(told[0], told[1]);
+    let log = fleet.log();
+    assert!(!log.contains(&told[0].0) && !log.contains(&told[0].1), "the token or the name is in the log");
     let refused = fleet.run(&["up", "--console", "0.0.0.0:0"]);
     assert_eq!(code(&refused), 2, "others could reach it");
 }

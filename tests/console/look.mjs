@@ -20,7 +20,7 @@ export const newPage = async (isExpected = () => false) => {
   page.setDefaultTimeout(PATIENCE);
   page.on("console", (message) => {
     // A run that was just asked for is not there yet: its page asks again. And some ask for a page that is not there, or for a name that is taken.
-    if (message.type() === "error" && !/\/(events|nothing-here|new-volume)$/.test(message.location().url) && !isExpected()) {
+    if (message.type() === "error" && !/\/(events|nothing-here|new-volume|login)$/.test(message.location().url) && !isExpected()) {
       problems.push(`${message.location().url}: ${message.text()}`);
     }
   });

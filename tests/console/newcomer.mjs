@@ -1,21 +1,43 @@
 // A newcomer's way through the console of a real `strongroom up`, from nothing to a restored volume, in a browser.
-// usage: node newcomer.mjs PAGE TOKEN SOURCE DESTINATION PICTURES
+// usage: node newcomer.mjs LINK TOKEN SOURCE DESTINATION PICTURES
 //
 // Each page is looked at (look.mjs). Ends with 1 at the first thing that is not as it should be, and at the end if a page broke its policy, was
 // too wide for a phone, or axe-core found something serious.
 import { readFileSync } from "node:fs";
 import { close, ended, expect, keep, look, page } from "./look.mjs";
 
-const [start, token, source, destination, pictures] = process.argv.slice(2);
+const [link, token, source, destination, pictures] = process.argv.slice(2);
+const start = new URL(link).origin;
 keep(pictures);
 // The longest that there is, 255 bytes, with letters that take two.
 const LONG = `${"Geschäftsführung-Übergabe-".repeat(8)}`.padEnd(231, "x");
 
 const go = (path) => page.goto(new URL(path, start).href);
 const press = (name) => page.getByRole("button", { name, exact: true }).click();
+// As when another tab is looked at.
+const hide = (hidden) => page.evaluate((hidden) => {
+  Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+}, hidden);
 
-// The link, and nothing there yet.
-await go(`/login?token=${token}`);
+// The link works once, and after that the token.
+const atHome = (url) => url.href === `${start}/`;
+await page.goto(link);
+await page.waitForURL(atHome);
+await press("Sign out");
+await page.getByRole("link", { name: "Sign in" }).click();
+await look("sign-in");
+await page.goto(link);
+await page.getByRole("alert").filter({ hasText: "used already" }).waitFor();
+expect("the code stays in the address", page.url() === `${start}/login`);
+await page.getByLabel("Token").fill(token);
+await press("Sign in");
+await page.waitForURL(atHome);
+// Under no other name is a browser let in.
+const elsewhere = start.replace(/strongroom-.*localhost/, "127.0.0.1");
+expect("it is not the only name", elsewhere !== start && (await page.request.get(elsewhere)).status() === 421);
+
+// Nothing is there yet.
 await look("first-visit");
 expect("there is something already", await page.getByText("There are no volumes yet").isVisible());
 
@@ -65,6 +87,11 @@ for (let state = ""; state !== "succeeded" && state !== "failed"; await page.wai
   if (value !== null && !seen.has(value)) {
     seen.add(value);
     if (seen.size === 2) {
+      // Nobody sees it: it lets go of its connection, and takes it up again.
+      const gone = page.waitForEvent("requestfailed", (request) => request.url().endsWith("/events"));
+      await hide(true);
+      await gone;
+      await hide(false);
       await look("running", { isBrief: true });
     }
   }
@@ -168,5 +195,19 @@ await page.getByRole("status").filter({ hasText: "0 of 2 volumes" }).waitFor();
 await look("nothing-found");
 await page.getByRole("link", { name: "Show all" }).click();
 await page.getByRole("heading", { name: "All volumes" }).waitFor();
+
+// A run that nobody takes up is asked for less and less often, and a browser that is not known any more is told so.
+let asked = 0;
+page.on("request", (request) => {
+  asked += Number(request.url().endsWith("/events"));
+});
+await go(`/runs/${"0".repeat(32)}`);
+await page.waitForTimeout(6500);
+expect(`it was asked for ${asked} times`, asked > 1 && asked <= 4);
+await page.context().clearCookies();
+await hide(true);
+await hide(false);
+await page.getByRole("alert").filter({ hasText: "does not know this browser" }).waitFor();
+await look("not-known");
 
 await close();

@@ -186,10 +186,9 @@ impl Fleet {
         self.call(Method::GET, path, "view", None).await
     }
 
-    /// What a browser that has opened the link shows.
+    /// What a browser shows whose user has signed in.
     async fn cookie(&self, token: &str) -> String {
-        let link = HttpRequest::get(format!("/login?token={token}")).body(Body::empty()).unwrap();
-        let entered = self.http(link).await;
+        let entered = self.http(login(token, &[("sec-fetch-site", "same-origin")])).await;
         assert_eq!(entered.status, StatusCode::SEE_OTHER);
         entered.headers[header::SET_COOKIE].to_str().unwrap().split(';').next().unwrap().to_owned()
     }
@@ -446,13 +445,17 @@ async fn what_is_asked_for_is_sent_once_and_by_operators_only() {
     assert_eq!(fleet.sent(), []);
 }
 
-fn form(path: &str, body: &'static str, headers: &[(&'static str, &str)]) -> HttpRequest<Body> {
+fn login(token: &str, headers: &[(&'static str, &str)]) -> HttpRequest<Body> {
+    form("/login", format!("token={token}"), headers)
+}
+
+fn form(path: &str, body: impl Into<Body>, headers: &[(&'static str, &str)]) -> HttpRequest<Body> {
     let mut request =
         HttpRequest::post(path).header(header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    request.body(Body::from(body)).unwrap()
+    request.body(body.into()).unwrap()
 }
 
 /// Browsers send cookies along whoever makes them ask: what a form of another site asks for is refused.
@@ -560,10 +563,10 @@ async fn pages_show_what_there_is_and_names_are_only_names() {
 }
 
 #[tokio::test]
-async fn the_link_becomes_a_cookie_and_pages_load_nothing_from_elsewhere() {
+async fn a_token_becomes_a_cookie_and_pages_load_nothing_from_elsewhere() {
     let fleet = Fleet::new().await;
-    let login = |token: &str| HttpRequest::get(format!("/login?token={token}")).body(Body::empty()).unwrap();
-    let entered = fleet.http(login("operate")).await;
+    let here = [("sec-fetch-site", "same-origin")];
+    let entered = fleet.http(login("operate", &here)).await;
     assert_eq!(entered.status, StatusCode::SEE_OTHER);
     let cookie = entered.headers[header::SET_COOKIE].to_str().unwrap().to_owned();
     assert!(cookie.contains("HttpOnly") && cookie.contains("SameSite"), "{cookie}");
@@ -577,9 +580,25 @@ async fn the_link_becomes_a_cookie_and_pages_load_nothing_from_elsewhere() {
     for inline in ["<style", " style=", " onclick", "javascript:", "http://", "https://"] {
         assert!(!page.body.contains(inline), "{inline}");
     }
-    let refused = fleet.http(login("wrong")).await;
+    let refused = fleet.http(login("wrong", &here)).await;
     assert_eq!(refused.status, StatusCode::UNAUTHORIZED);
     assert!(!refused.headers.contains_key(header::SET_COOKIE));
+    // No other site lets a browser in, and no address does.
+    for elsewhere in [&[("sec-fetch-site", "cross-site")][..], &[("sec-fetch-site", "same-site")], &[]] {
+        let refused = fleet.http(login("operate", elsewhere)).await;
+        assert_eq!(refused.status, StatusCode::FORBIDDEN, "{elsewhere:?}");
+        assert!(!refused.headers.contains_key(header::SET_COOKIE));
+    }
+    let link = HttpRequest::get("/login?token=operate").body(Body::empty()).unwrap();
+    assert!(!fleet.http(link).await.headers.contains_key(header::SET_COOKIE));
+    // Whoever is not known is asked in place of the page.
+    let asked = HttpRequest::get("/runs").header(header::ACCEPT, "text/html").body(Body::empty()).unwrap();
+    let asked = fleet.http(asked).await;
+    assert_eq!(
+        (asked.status, asked.headers[header::WWW_AUTHENTICATE].as_bytes()),
+        (StatusCode::UNAUTHORIZED, &b"Bearer"[..])
+    );
+    assert!(asked.body.contains("action=\"/login\""), "{}", asked.body);
     for open in ["/style.css", "/live.js", "/icon.svg"] {
         assert_eq!(
             fleet.http(HttpRequest::get(open).body(Body::empty()).unwrap()).await.status,
@@ -972,6 +991,30 @@ async fn a_run_is_followed_until_it_has_ended() {
     assert_eq!(states[3]["reason"], "the disk is gone");
     let unknown = fleet.get(&format!("/v1/runs/{}/events", "0".repeat(32))).await;
     assert_eq!(unknown.status, StatusCode::NOT_FOUND);
+}
+
+/// Each who follows a run holds a connection: some are left for everybody else.
+#[tokio::test]
+async fn only_so_many_follow_runs_at_once() {
+    let fleet = Fleet::with_volumes().await;
+    fleet.ask("now", Wanted::Backup { volume: "db".to_owned() }).await;
+    let run = fleet.get("/v1/runs?open=true").await.json()["items"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/v1/runs/{run}/events");
+    let follow = async || {
+        let request = HttpRequest::get(&path).header(header::AUTHORIZATION, "Bearer view");
+        fleet.console.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    };
+    let mut followed = Vec::new();
+    while followed.len() < 16 {
+        let response = follow().await;
+        assert_eq!(response.status(), StatusCode::OK, "{}", followed.len());
+        followed.push(response);
+    }
+    let refused = fleet.get(&path).await;
+    assert_eq!(refused.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers[header::RETRY_AFTER], "10");
+    followed.pop();
+    assert_eq!(follow().await.status(), StatusCode::OK, "whoever goes makes room");
 }
 
 /// The document in docs/ is what the code says; `UPDATE=1` writes it anew.

@@ -30,9 +30,10 @@ use tower_http::CompressionLevel;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{And, NotForContentType, Predicate, SizeAbove};
 
-pub use access::{Access, Claims, PeopleSettings, Provider, Role};
+pub use access::{Access, Claims, PeopleSettings, Provider, Role, Site};
 pub use gateway::{Answer, Event, answer};
 
+use api::follow::Places;
 use patience::Room;
 use rate::Limit;
 use seen::Seen;
@@ -46,6 +47,7 @@ struct Console {
     access: Access,
     seen: Seen,
     room: Room,
+    places: Places,
     limits: Limits,
     limit: Limit,
 }
@@ -69,12 +71,12 @@ impl Default for Limits {
 /// The console of a fleet, for those whom `access` lets in.
 pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let limit = Limit::new(limits.changes_a_minute);
-    let console =
-        Arc::new(Console { service, access, seen: Seen::default(), room: Room::default(), limits, limit });
+    let (seen, room, places) = (Seen::default(), Room::default(), Places::default());
+    let console = Arc::new(Console { service, access, seen, room, places, limits, limit });
     let (closed, _) = api::routes().split_for_parts();
     let open = match console.access.people() {
         Some(_) => pages::open_routes().merge(pages::sign_in::routes()),
-        None => pages::open_routes(),
+        None => pages::open_routes().merge(pages::login::routes()),
     };
     let document = openapi().to_string();
     let told = get(move || {

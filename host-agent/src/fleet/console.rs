@@ -2,44 +2,44 @@
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
-use axum::serve::Listener;
 use rand::Rng;
+use rustix::io::Errno;
 use serde_json::json;
-use strongroom_console::{Access, Limits, Role, router};
+use strongroom_console::{Access, Limits, Role, Site, router};
 use strongroom_fleet::Service;
+use strongroom_format::ids::TimestampMs;
 use strongroom_vault::{Entropy, VaultError, VaultResult};
 use tempfile::NamedTempFile;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tracing::{error, info};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::info;
 
+use super::http::{self, Bounds};
 use crate::open::Settings;
 use crate::output::Output;
 
 /// The file of the token, in the folder of what this host keeps.
 const TOKEN_FILE: &str = "console-token";
-/// How long answers may take that are on their way when it is told to stop.
-const LAST_ANSWERS: Duration = Duration::from_secs(2);
 /// The longest token, bytes.
 const MAX_TOKEN_BYTES: u64 = 200;
-/// Connections at once: some browsers, each with a few.
-const MAX_CONNECTIONS: usize = 64;
+
+/// How long the code of the link is good for, milliseconds: until whoever started it has opened the link.
+const CODE_MS: u64 = 10 * 60_000;
+/// Free ports that are tried, as one may be taken on one of the two addresses only.
+const MAX_TRIES: u32 = 16;
 
 /// A console that listens.
 pub struct Console {
-    listener: TcpListener,
-    address: SocketAddr,
+    listeners: Vec<TcpListener>,
+    port: u16,
     token: String,
     /// Where the token is; `None` if it goes with this process.
     token_file: Option<PathBuf>,
+    /// What is in the link, where somebody sees that.
+    code: Option<String>,
 }
 
 impl Console {
@@ -49,124 +49,88 @@ impl Console {
     /// `Invalid` for an address that others could reach; `Io`.
     pub async fn open(settings: &Settings, address: Option<SocketAddr>) -> VaultResult<Self> {
         let address = address.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
-        if !address.ip().is_loopback() {
+        if address.ip() != Ipv4Addr::LOCALHOST && address.ip() != Ipv6Addr::LOCALHOST {
             return Err(VaultError::Invalid(format!(
                 "{address}: the console listens on the loopback interface only, such as 127.0.0.1:8464, as it has no TLS of its own; to \
                  reach it from elsewhere, put a proxy that has before it, or use `ssh -L`"
             )));
         }
         let io = |error| VaultError::io("listening on", Path::new(&address.to_string()), error);
-        let listener = TcpListener::bind(address).await.map_err(io)?;
-        let address = listener.local_addr().map_err(io)?;
+        let (listeners, port) = listen(address.port()).await.map_err(io)?;
         let token_file = settings.global.state_dir.as_ref().map(|folder| folder.join(TOKEN_FILE));
         let token = match &token_file {
             Some(file) => token(file)?,
-            None => new_token()?,
+            None => random::<32>()?,
         };
-        Ok(Self { listener, address, token, token_file })
+        let code = if io::stdout().is_terminal() { Some(random::<16>()?) } else { None };
+        Ok(Self { listeners, port, token, token_file, code })
     }
 
-    /// Says where it is: with the token to people who see it, and to no log.
+    fn site(&self) -> Site {
+        Site::new(&self.token, self.port)
+    }
+
+    /// Says where it is: with a way in to people who see it, and to no log.
     pub fn tell(&self, output: Output) {
-        let page = format!("http://{}", self.address);
-        let link = io::stdout().is_terminal().then(|| format!("{page}/login?token={}", self.token));
+        let page = self.site().origin();
+        let link = self.code.as_ref().map(|code| format!("{page}/login#{code}"));
         let token_file = self.token_file.as_ref().map(|file| file.display().to_string());
-        let said = match (&link, &token_file) {
-            (Some(link), _) => format!("console: {link}"),
-            (None, Some(file)) => format!("console: {page}/login?token=…, with the token in {file}"),
-            (None, None) => format!(
-                "console: {page}, which nobody has the token of: give --state-dir, where it can be kept"
-            ),
+        let later = match &token_file {
+            Some(file) => format!("takes the token in {file}"),
+            None => "takes a token that nobody has: give --state-dir, where it can be kept".to_owned(),
         };
+        let said = match &link {
+            Some(link) => format!(
+                "console: {link}\nThe link works once, within {} minutes; after that, {page}/login {later}.",
+                CODE_MS / 60_000
+            ),
+            None => format!("console: {page}/login, which {later}"),
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.port));
         output.result(
             &said,
-            &json!({ "event": "console", "page": page, "token_file": token_file, "link": link }),
+            &json!({ "event": "console", "page": page, "address": address, "token_file": token_file, "link": link }),
         );
-        info!(console = page, "the console is ready");
+        info!(%address, "the console is ready");
     }
 
     /// Serves it until `stop` says so.
-    pub async fn serve(self, service: Service, stop: watch::Receiver<bool>) {
+    pub async fn serve(self, service: Service, mut stop: watch::Receiver<bool>) {
         let mut secret = [0; 32];
         service.home.target().context.entropy.with(|rng| rng.fill_bytes(&mut secret));
-        let access = Access::new([(self.token.as_str(), Role::Operator)], &secret);
-        let console = router(service, access, Limits::default());
-        let stopped = |mut stop: watch::Receiver<bool>| async move {
-            // Whoever could say so is gone: that is the same.
+        let mut access = Access::new([(self.token.as_str(), Role::Operator)], &secret);
+        if let Some(code) = &self.code {
+            let until = TimestampMs(service.home.now().0.saturating_add(CODE_MS));
+            access = access.with_code(code, &self.token, until);
+        }
+        let console = self.site().guard(router(service, access, Limits::default()));
+        // Whoever could say so is gone: that is the same.
+        let stopped = async move {
             let _ = stop.wait_for(|stop| *stop).await;
         };
-        let served =
-            axum::serve(Few::of(self.listener), console).with_graceful_shutdown(stopped(stop.clone()));
-        let given_up = async {
-            stopped(stop).await;
-            tokio::time::sleep(LAST_ANSWERS).await;
-        };
-        tokio::select! {
-            ended = served.into_future() => {
-                if let Err(error) = ended {
-                    error!(%error, "the console ended");
-                }
-            }
-            () = given_up => {}
+        http::serve(self.listeners, console, Bounds::default(), stopped).await;
+    }
+}
+
+/// Listens on a port of both loopback addresses, as browsers take either for a name below `localhost`: whoever else listened on one of them
+/// would be shown what is meant for the console.
+async fn listen(port: u16) -> io::Result<(Vec<TcpListener>, u16)> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let first = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        let taken = first.local_addr()?.port();
+        match TcpListener::bind((Ipv6Addr::LOCALHOST, taken)).await {
+            Ok(second) => return Ok((vec![first, second], taken)),
+            Err(error) if has_no_ipv6(&error) => return Ok((vec![first], taken)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && port == 0 && tries < MAX_TRIES => {}
+            Err(error) => return Err(error),
         }
     }
 }
 
-/// Takes so many connections at once and no more, so that whoever opens many costs nobody else's files.
-struct Few {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl Few {
-    fn of(listener: TcpListener) -> Self {
-        Self { listener, places: Arc::new(Semaphore::new(MAX_CONNECTIONS)) }
-    }
-}
-
-impl Listener for Few {
-    type Io = Placed;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
-        let place = Arc::clone(&self.places).acquire_owned().await.ok();
-        let (stream, address) = Listener::accept(&mut self.listener).await;
-        (Placed { stream, _place: place }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<Self::Addr> {
-        self.listener.local_addr()
-    }
-}
-
-/// A connection, and its place among them.
-struct Placed {
-    stream: TcpStream,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl AsyncRead for Placed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Placed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+fn has_no_ipv6(error: &io::Error) -> bool {
+    matches!(Errno::from_io_error(error), Some(Errno::ADDRNOTAVAIL | Errno::AFNOSUPPORT))
 }
 
 /// The token in a file; a new one if there is none.
@@ -177,7 +141,7 @@ fn token(file: &Path) -> VaultResult<String> {
         std::fs::create_dir_all(folder).map_err(io)?;
         // For its owner alone, and there as a whole or not at all.
         let mut made = NamedTempFile::new_in(folder).map_err(io)?;
-        writeln!(made, "{}", new_token()?).and_then(|()| made.as_file().sync_all()).map_err(io)?;
+        writeln!(made, "{}", random::<32>()?).and_then(|()| made.as_file().sync_all()).map_err(io)?;
         match made.persist_noclobber(file) {
             Ok(_) => {}
             // Somebody else was first.
@@ -202,10 +166,11 @@ fn token(file: &Path) -> VaultResult<String> {
     )))
 }
 
-fn new_token() -> VaultResult<String> {
+/// So many bytes at random, in hexadecimal digits.
+fn random<const BYTES: usize>() -> VaultResult<String> {
     let entropy = Entropy::from_source(&mut rand::rngs::SysRng)
         .map_err(|error| VaultError::Internal(format!("the system gives no randomness: {error}")))?;
-    let mut bytes = [0_u8; 32];
+    let mut bytes = [0_u8; BYTES];
     entropy.with(|rng| rng.fill_bytes(&mut bytes));
     Ok(hex::encode(bytes))
 }
@@ -215,6 +180,23 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
+
+    /// Whoever listened on the other address would be shown the browser's session.
+    #[tokio::test]
+    async fn both_loopback_addresses_are_held() {
+        let (listeners, port) = listen(0).await.unwrap();
+        let addresses: Vec<SocketAddr> =
+            listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        assert_eq!(addresses[0], SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+        match std::net::TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+            Ok(other) => {
+                assert_eq!(addresses[1..], [SocketAddr::from((Ipv6Addr::LOCALHOST, port))]);
+                let taken = other.local_addr().unwrap().port();
+                assert!(listen(taken).await.is_err(), "somebody else has the other one");
+            }
+            Err(error) => assert!(has_no_ipv6(&error) && addresses.len() == 1, "{error}"),
+        }
+    }
 
     #[test]
     fn a_token_is_made_once_and_kept_to_its_owner() {

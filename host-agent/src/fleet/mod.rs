@@ -2,6 +2,7 @@
 
 mod console;
 mod functions;
+mod http;
 mod volumes;
 
 use std::collections::HashMap;

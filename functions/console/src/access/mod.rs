@@ -4,6 +4,7 @@
 //! token itself: a cookie alone, which browsers send along with what other sites make them ask for, is not enough.
 
 mod people;
+mod site;
 mod tokens;
 
 use std::sync::Arc;
@@ -16,11 +17,12 @@ use strongroom_format::ids::TimestampMs;
 use tracing::info;
 
 pub use people::{Claims, People, PeopleSettings, Provider, origin};
+pub use site::Site;
 
 use tokens::Tokens;
 
 use crate::Console;
-use crate::pages::{self, sign_in};
+use crate::pages::{self, login, sign_in};
 use crate::problem::{Answered, Problem};
 
 /// What somebody may do.
@@ -54,10 +56,19 @@ impl Access {
         Self(Way::People(People::new(settings, session_key)))
     }
 
-    /// What a browser that shows the token of a link is to show from then on: a cookie.
-    pub fn enter(&self, token: &str) -> Option<String> {
+    /// The same; once, and until then, also for a browser that shows a code in place of this token.
+    #[must_use]
+    pub fn with_code(self, code: &str, token: &str, until: TimestampMs) -> Self {
+        match self.0 {
+            Way::Tokens(tokens) => Self(Way::Tokens(tokens.with_code(code, token, until))),
+            Way::People(people) => Self(Way::People(people)),
+        }
+    }
+
+    /// What a browser that shows a token or a code is to show from then on: a cookie.
+    pub fn enter(&self, shown: &str, now: TimestampMs) -> Option<String> {
         match &self.0 {
-            Way::Tokens(tokens) => tokens.enter(token),
+            Way::Tokens(tokens) => tokens.enter(shown, now),
             Way::People(_) => None,
         }
     }
@@ -117,7 +128,7 @@ fn cookie_of<'a>(headers: &'a HeaderMap, cookie: &str) -> Option<&'a str> {
 }
 
 /// Whether a browser says that a page of this very console made it ask (Fetch metadata; `Origin` from browsers without).
-fn is_from_here(headers: &HeaderMap) -> bool {
+pub fn is_from_here(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(site) = text("sec-fetch-site") {
         return site == "same-origin";
@@ -159,6 +170,9 @@ pub async fn guarded(State(console): State<Arc<Console>>, mut request: Request, 
             let wanted = request.uri().path_and_query().map_or("/", |wanted| wanted.as_str());
             Redirect::to(&sign_in::link(wanted)).into_response()
         }
+        (Err(Stranger::Nobody), None) if wants_html(request.headers()) => {
+            login::ask(StatusCode::UNAUTHORIZED, None)
+        }
         (Err(Stranger::Nobody), people) => {
             let detail = match people {
                 Some(_) => {
@@ -166,7 +180,7 @@ pub async fn guarded(State(console): State<Arc<Console>>, mut request: Request, 
                      `Authorization: Bearer TOKEN`"
                 }
                 None => {
-                    "show the token of this console: in a browser, open the link that `strongroom up` printed; with other clients, send it \
+                    "show the token of this console: in a browser, sign in at /login; with other clients, send it \
                      as `Authorization: Bearer TOKEN`"
                 }
             };

@@ -1,7 +1,10 @@
 //! Those who are let in by their tokens, and browsers by what they got for one: sessions, which end with the process.
 
+use std::sync::{Mutex, PoisonError};
+
 use axum::http::{HeaderMap, header};
 use blake3::Hash;
+use strongroom_format::ids::TimestampMs;
 
 use super::{Caller, Role, cookie_of};
 
@@ -10,6 +13,15 @@ pub struct Tokens {
     known: Vec<Known>,
     /// The name of the cookie: cookies of one machine are shared by all its ports, and there may be several consoles.
     cookie: String,
+    /// Not yet used.
+    code: Mutex<Option<Code>>,
+}
+
+/// What lets a browser in once. A link stays in histories and on screens, whatever becomes of it: a token is not to be in one.
+struct Code {
+    code: Hash,
+    session: String,
+    until: TimestampMs,
 }
 
 struct Known {
@@ -29,7 +41,7 @@ impl Tokens {
         let known: Vec<Known> = known.collect();
         let all: Vec<u8> = known.iter().flat_map(|known| *known.token.as_bytes()).collect();
         let cookie = format!("strongroom-console-{}", &blake3::hash(&all).to_hex()[..8]);
-        Self { known, cookie }
+        Self { known, cookie, code: Mutex::new(None) }
     }
 
     /// The name of the cookie.
@@ -37,10 +49,31 @@ impl Tokens {
         &self.cookie
     }
 
-    /// What a browser that shows a token is to show from then on: a cookie.
-    pub fn enter(&self, token: &str) -> Option<String> {
-        let known = self.known(&Shown { text: token, by_cookie: false })?;
-        Some(format!("{}={}; HttpOnly; SameSite=Lax; Path=/", self.cookie, known.session))
+    /// Lets a browser in once, until then, that shows this code in place of a token.
+    pub fn with_code(mut self, code: &str, token: &str, until: TimestampMs) -> Self {
+        let known = self.known(&Shown { text: token, by_cookie: false });
+        let code = known.map(|known| Code {
+            code: blake3::hash(code.as_bytes()),
+            session: known.session.clone(),
+            until,
+        });
+        self.code = Mutex::new(code);
+        self
+    }
+
+    /// What a browser that shows a token or a code is to show from then on: a cookie.
+    pub fn enter(&self, shown: &str, now: TimestampMs) -> Option<String> {
+        let session = match self.known(&Shown { text: shown, by_cookie: false }) {
+            Some(known) => known.session.clone(),
+            None => self.redeemed(shown, now)?,
+        };
+        Some(format!("{}={session}; HttpOnly; SameSite=Lax; Path=/", self.cookie))
+    }
+
+    fn redeemed(&self, shown: &str, now: TimestampMs) -> Option<String> {
+        let mut code = self.code.lock().unwrap_or_else(PoisonError::into_inner);
+        let code = code.take_if(|code| code.code == blake3::hash(shown.as_bytes()))?;
+        (now < code.until).then_some(code.session)
     }
 
     fn known(&self, shown: &Shown<'_>) -> Option<&Known> {
@@ -92,6 +125,25 @@ mod tests {
         assert_eq!(found(&[("cookie", "consolex=xyz")]), None);
     }
 
+    const NOW: TimestampMs = TimestampMs(1000);
+
+    #[test]
+    fn a_code_lets_in_once_and_for_a_while() {
+        let known = [("view", Role::Viewer), ("operate", Role::Operator)];
+        let tokens = |token| Tokens::new(known, &[7; 32]).with_code("code", token, TimestampMs(2000));
+        let timely = tokens("operate");
+        let by_code = |text: &str| timely.caller(&headers(&[("authorization", &format!("Bearer {text}"))]));
+        assert_eq!(by_code("code"), None, "it is for browsers");
+        assert_eq!(timely.enter("cod", NOW), None);
+        let entered = timely.enter("code", NOW);
+        assert!(entered.is_some());
+        assert_eq!(entered, timely.enter("operate", NOW));
+        assert_eq!(timely.enter("code", NOW), None, "twice");
+        assert_eq!(tokens("operate").enter("code", TimestampMs(2000)), None, "late");
+        assert_eq!(tokens("view").enter("code", NOW), timely.enter("view", NOW), "as what it stands for");
+        assert_eq!(tokens("nobody's").enter("code", NOW), None);
+    }
+
     #[test]
     fn a_token_gives_its_role_and_nothing_else_does() {
         let known = [("view", Role::Viewer), ("operate", Role::Operator)];
@@ -105,14 +157,14 @@ mod tests {
             assert_eq!(by_token(wrong), None);
         }
         let cookie = |tokens: &Tokens, text: &str| role(tokens, "cookie", text);
-        let entered = tokens.enter("operate").unwrap();
+        let entered = tokens.enter("operate", NOW).unwrap();
         let pair = entered.split(';').next().unwrap();
         assert_eq!(cookie(&tokens, pair), Some(Role::Operator));
         assert!(!entered.contains("operate"), "the token itself does not go into the cookie");
         assert_eq!(by_token(pair.split_once('=').unwrap().1), None, "a session is no token");
         assert_eq!(cookie(&tokens, &format!("{}=operate", tokens.cookie)), None, "nor the other way round");
         assert_eq!(cookie(&Tokens::new(known, &[8; 32]), pair), None, "of another process");
-        assert_eq!(tokens.enter("wrong"), None);
+        assert_eq!(tokens.enter("wrong", NOW), None);
         let nobody = Tokens::new([], &[7; 32]);
         assert_eq!(role(&nobody, "authorization", "Bearer "), None);
         assert_ne!(nobody.cookie, tokens.cookie);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::{Stream, stream};
 use strongroom_format::ids::RunId;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -19,6 +21,31 @@ use crate::problem::{Answered, Problem};
 
 /// Time between two looks at a run.
 const PACE: Duration = Duration::from_secs(1);
+
+/// Runs that are followed at once, by everybody: few enough to leave connections for all else.
+const MAX_FOLLOWED: usize = 16;
+/// When there may be room for one more, seconds.
+const ROOM_AFTER: u64 = 10;
+
+/// Room for those who follow runs.
+pub struct Places(Arc<Semaphore>);
+
+impl Default for Places {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_FOLLOWED)))
+    }
+}
+
+impl Places {
+    fn take(&self) -> Answered<OwnedSemaphorePermit> {
+        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
+            let detail = format!(
+                "{MAX_FOLLOWED} runs are being followed already; ask again in a while, or for the run itself"
+            );
+            Problem { retry_after: Some(ROOM_AFTER), ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
+        })
+    }
+}
 
 /// What is told of a run.
 #[derive(Debug, ToSchema)]
@@ -41,11 +68,12 @@ pub async fn events(
     Path(name): Path<String>,
 ) -> Answered<impl IntoResponse> {
     let id: RunId = name.parse().map_err(|_| Problem::not_found("run", &name))?;
+    let place = console.places.take()?;
     let first = fleet::run(&console.service, &console.seen, id).await?;
     let first = first.ok_or_else(|| Problem::not_found("run", &name))?;
     let until = Instant::now() + console.limits.follow;
     let answer = RunAnswer::new(id, &first);
-    Ok(Sse::new(followed(console, id, answer, until)).keep_alive(KeepAlive::default()))
+    Ok(Sse::new(followed(console, id, answer, until, place)).keep_alive(KeepAlive::default()))
 }
 
 /// What is still to be told of a run.
@@ -63,8 +91,9 @@ fn followed(
     id: RunId,
     first: RunAnswer,
     until: Instant,
+    place: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
-    stream::unfold((console, Next::Tell(first)), move |(console, next)| async move {
+    stream::unfold((console, place, Next::Tell(first)), move |(console, place, next)| async move {
         let now = match next {
             Next::End => return None,
             Next::Tell(first) => first,
@@ -72,7 +101,7 @@ fn followed(
         };
         let event = Event::default().event("run").json_data(&now).unwrap_or_default();
         let next = if now.has_ended() { Next::End } else { Next::After(now) };
-        Some((Ok(event), (console, next)))
+        Some((Ok(event), (console, place, next)))
     })
 }
 

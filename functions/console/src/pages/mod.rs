@@ -3,6 +3,7 @@
 mod backup;
 mod chart;
 mod fleet_parts;
+pub mod login;
 mod overview;
 mod runs;
 pub mod sign_in;
@@ -13,8 +14,7 @@ use std::sync::Arc;
 
 use askama::Template;
 use axum::extract::rejection::FormRejection;
-use axum::extract::{Query, State};
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Form, Router};
@@ -76,7 +76,6 @@ fn asset(kind: &'static str, text: &'static str) -> MethodRouter<Arc<Console>> {
 /// What needs no token: the way in and out, and what pages are made of.
 pub fn open_routes() -> Router<Arc<Console>> {
     Router::new()
-        .route("/login", get(login))
         .route("/sign-out", post(sign_in::leave))
         .route("/signed-out", get(sign_in::signed_out))
         .route("/style.css", asset("text/css; charset=utf-8", include_str!("../../assets/style.css")))
@@ -202,23 +201,6 @@ fn target_links(path: &str, names: impl Iterator<Item = String>, here: Option<&s
         links.clear();
     }
     links
-}
-
-/// Takes the token out of the link that was printed; from then on, a browser is known by a cookie.
-async fn login(State(console): State<Arc<Console>>, Query(given): Query<Login>) -> Response {
-    let cookie = console.access.enter(&given.token).and_then(|cookie| HeaderValue::from_str(&cookie).ok());
-    let Some(cookie) = cookie else {
-        let detail = "this link is not of this console, or no longer; `strongroom up` prints its own";
-        return sorry(Problem::new(StatusCode::UNAUTHORIZED, detail));
-    };
-    let mut response = Redirect::to("/").into_response();
-    response.headers_mut().insert(header::SET_COOKIE, cookie);
-    response
-}
-
-#[derive(Debug, Deserialize)]
-struct Login {
-    token: String,
 }
 
 type Filled<T> = Result<Form<T>, FormRejection>;
