@@ -336,7 +336,11 @@ async fn a_list_of_runs_reads_no_more_than_it_tells_of() {
     assert!((1100..1300).all(|number| page.text.contains(&format!("change {number}."))));
     assert!(!page.text.contains("change 1099."));
     let cold = counters.snapshot().since(&before);
-    assert_eq!(cold.get(Operation::Get, KeyKind::Run).calls, 201, "one more says that there are others: {cold}");
+    assert_eq!(
+        cold.get(Operation::Get, KeyKind::Run).calls,
+        201,
+        "one more says that there are others: {cold}"
+    );
     assert_eq!(cold.get(Operation::List, KeyKind::Run).calls, 2, "{cold}");
     // Seen again, and with one more.
     let at = TimestampMs(2_000_000);

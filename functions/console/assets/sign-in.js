@@ -66,7 +66,8 @@ const finish = async (code, state) => {
 };
 
 const tell = (error) => {
-  said.textContent = `Signing in failed. ${error.message}`;
+  const { message } = error;
+  said.textContent = `Signing in failed. ${message.charAt(0).toUpperCase()}${message.slice(1)}`;
   said.className = "problem";
   said.setAttribute("role", "alert");
   button.hidden = false;
