@@ -579,7 +579,7 @@ pub struct UpArgs {
     /// Time between two looks at what is due
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = parse_duration)]
     pub tick: DurationMs,
-    /// Where the console listens, 127.0.0.1 or [::1], which are one to it; port 0 takes a free one [default: 127.0.0.1:0]
+    /// Where the console listens, `127.0.0.1` or `[::1]`, which are one to it; port 0 takes a free one [default: 127.0.0.1:0]
     #[arg(long, env = "STRONGROOM_CONSOLE", value_name = "ADDRESS:PORT")]
     pub console: Option<SocketAddr>,
     /// Serves no console
