@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use strongroom_catalog::retention::Rate;
+use strongroom_fleet::text::millis;
 use strongroom_fleet::volume::Member;
 use strongroom_format::chunker::ChunkerParams;
 use strongroom_vault::restore::DEFAULT_FETCHES;
@@ -793,22 +794,7 @@ pub enum RequestCommand {
 pub struct DurationMs(pub u64);
 
 pub fn parse_duration(text: &str) -> Result<DurationMs, String> {
-    let bad = || format!("'{text}' is no length of time; say 30m, 12h, 7d or 4w");
-    let span: jiff::Span = text.parse().map_err(|_| bad())?;
-    if span.get_months() != 0 || span.get_years() != 0 {
-        return Err(format!("'{text}': months and years differ in length; say it in days"));
-    }
-    let days = jiff::SpanRelativeTo::days_are_24_hours();
-    let millis = span.total((jiff::Unit::Millisecond, days)).map_err(|_| bad())?;
-    if !(0.0..9e15).contains(&millis) {
-        return Err(bad());
-    }
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "checked to be in range just above"
-    )]
-    Ok(DurationMs(millis as u64))
+    millis(text).map(DurationMs)
 }
 
 /// A number of bytes such as `500kB` or `20MiB`.

@@ -28,17 +28,19 @@ use strongroom_tests::fleet::{HomeOnly, Mail};
 use strongroom_tests::{World, noise};
 use tower::ServiceExt;
 
+/// Whether a path is one of those that a template stands for.
+fn is_like(template: &str, path: &str) -> bool {
+    let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
+    template.len() == path.len()
+        && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
+}
+
 /// Checks that an answer is one that the OpenAPI document tells of.
 fn check_documented(method: &Method, path: &str, answer: &Answer) {
     let document = openapi();
     let path = path.split('?').next().unwrap();
-    let is_like = |template: &str| {
-        let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
-        template.len() == path.len()
-            && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
-    };
     let mut templates: Vec<&String> =
-        document["paths"].as_object().unwrap().keys().filter(|template| is_like(template)).collect();
+        document["paths"].as_object().unwrap().keys().filter(|template| is_like(template, path)).collect();
     // What is spelled out goes before what stands for anything.
     templates.sort_by_key(|template| template.matches('{').count());
     let Some(template) = templates.first() else {
@@ -1086,11 +1088,6 @@ fn posted_by_pages() -> BTreeSet<String> {
 #[test]
 fn no_change_is_missing_from_the_table() {
     let backup = "0".repeat(32);
-    let is_like = |template: &str, path: &str| {
-        let (template, path): (Vec<_>, Vec<_>) = (template.split('/').collect(), path.split('/').collect());
-        template.len() == path.len()
-            && template.iter().zip(path).all(|(part, given)| part.starts_with('{') || *part == given)
-    };
     let document = openapi();
     for (template, operations) in document["paths"].as_object().unwrap() {
         for method in operations.as_object().unwrap().keys().filter(|method| *method != "get") {
@@ -1228,6 +1225,13 @@ async fn a_volume_that_moved_is_found_where_its_backups_are() {
     let listed = fleet.get("/v1/volumes?target=home").await.json()["items"].as_array().unwrap().len();
     assert_eq!(listed, 2, "db, which was moved, and the one that was not");
     assert_eq!(fleet.get("/v1/volumes?target=nope").await.status, StatusCode::NOT_FOUND);
+    for page in ["/gc", "/retention", "/audit", "/storage"] {
+        assert_eq!(fleet.get(&format!("{page}?target=home")).await.status, StatusCode::OK, "{page}");
+    }
+    fleet.sent();
+    let asked = form("/gc", "key=k&target=home", &[("authorization", "Bearer operate")]);
+    assert_eq!(fleet.http(asked).await.status, StatusCode::SEE_OTHER);
+    assert_eq!(fleet.sent(), [Wanted::Gc { grace_ms: None, target: None }]);
     let another = json!({ "address": "file:///x" });
     let refused = fleet.call(Method::PUT, "/v1/targets/home", "operate", Some(another)).await;
     assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);

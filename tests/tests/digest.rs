@@ -115,6 +115,17 @@ fn console_of(service: Service) -> Router {
 }
 
 impl Fleet {
+    /// Has the side be a target of the fleet, or not.
+    async fn name_side(&self, is_one: bool) {
+        let entry = TargetEntry { address: "file:///side".to_owned(), kms_key: None, region: None };
+        let change = |settings: &FleetSettings| {
+            let mut next = settings.clone();
+            next.targets = is_one.then(|| ("side".to_owned(), entry.clone())).into_iter().collect();
+            Ok(Change::Replace(next, ()))
+        };
+        self.service.home.change_settings(change).await.unwrap();
+    }
+
     async fn new() -> Self {
         let (store, side_store) = (MemoryStore::new(), MemoryStore::new());
         let world = World::create(Arc::new(store.clone()), "fixed:16KiB", 1).await.unwrap();
@@ -343,13 +354,7 @@ async fn a_digest_without_totals_serves_as_far_as_it_goes() {
 #[tokio::test]
 async fn a_root_that_was_damaged_behind_its_nonce_is_not_taken_for_the_one_that_was_read() {
     let fleet = Fleet::new().await;
-    let entry = TargetEntry { address: "file:///side".to_owned(), kms_key: None, region: None };
-    let change = |settings: &FleetSettings| {
-        let mut next = settings.clone();
-        next.targets.insert("side".to_owned(), entry.clone());
-        Ok(Change::Replace(next, ()))
-    };
-    fleet.service.home.change_settings(change).await.unwrap();
+    fleet.name_side(true).await;
     fleet.world.back_up("v", b"one").await.unwrap();
     fleet.side.back_up("w", b"two").await.unwrap();
     fleet.check().await;
@@ -508,13 +513,7 @@ impl History {
             6 => self.damage_root(side),
             7 => {
                 let has: bool = self.rng.random();
-                let entry = TargetEntry { address: "file:///side".to_owned(), kms_key: None, region: None };
-                let change = |settings: &FleetSettings| {
-                    let mut next = settings.clone();
-                    next.targets = has.then(|| ("side".to_owned(), entry.clone())).into_iter().collect();
-                    Ok(Change::Replace(next, ()))
-                };
-                self.fleet.service.home.change_settings(change).await.unwrap();
+                self.fleet.name_side(has).await;
                 "target there or not"
             }
             8 => {
@@ -701,13 +700,7 @@ async fn generate() {
     let store = DirectoryStore::create(folder.join("target")).await.unwrap();
     let fleet = Fleet::new().await;
     large::fill(&fleet.service, 3, 2).await.unwrap();
-    let entry = TargetEntry { address: "file:///side".to_owned(), kms_key: None, region: None };
-    let change = |settings: &FleetSettings| {
-        let mut next = settings.clone();
-        next.targets.insert("side".to_owned(), entry.clone());
-        Ok(Change::Replace(next, ()))
-    };
-    fleet.service.home.change_settings(change).await.unwrap();
+    fleet.name_side(true).await;
     let mut history = History { fleet, rng: StdRng::seed_from_u64(7), roots: Default::default() };
     for _ in 0..8 {
         history.change_root(1).await;

@@ -33,7 +33,6 @@ use tower_http::compression::predicate::{And, NotForContentType, Predicate, Size
 pub use access::{Access, Claims, PeopleSettings, Provider, Role, Site};
 pub use gateway::{Answer, Event, answer};
 
-use api::follow::Places;
 use patience::Room;
 use rate::Limit;
 use seen::Seen;
@@ -47,7 +46,6 @@ struct Console {
     access: Access,
     seen: Seen,
     room: Room,
-    places: Places,
     limits: Limits,
     limit: Limit,
 }
@@ -61,18 +59,20 @@ pub struct Limits {
     pub follow: Duration,
 }
 
+/// More changes than people ask for, and fewer than harm a queue.
+const CHANGES_A_MINUTE: u32 = 120;
+
 impl Default for Limits {
-    /// More changes than people ask for, and fewer than harm a queue.
     fn default() -> Self {
-        Self { changes_a_minute: 120, follow: Duration::from_secs(300) }
+        Self { changes_a_minute: CHANGES_A_MINUTE, follow: Duration::from_secs(300) }
     }
 }
 
 /// The console of a fleet, for those whom `access` lets in.
 pub fn router(service: Service, access: Access, limits: Limits) -> Router {
     let limit = Limit::new(limits.changes_a_minute);
-    let (seen, room, places) = (Seen::default(), Room::default(), Places::default());
-    let console = Arc::new(Console { service, access, seen, room, places, limits, limit });
+    let (seen, room) = (Seen::default(), Room::default());
+    let console = Arc::new(Console { service, access, seen, room, limits, limit });
     let (closed, _) = api::routes().split_for_parts();
     let open = match console.access.people() {
         Some(_) => pages::open_routes().merge(pages::sign_in::routes()),
@@ -107,7 +107,7 @@ fn packing() -> CompressionLayer<And<SizeAbove, NotForContentType>> {
 impl Limits {
     /// What a console behind API Gateway does: answers are sent when they are complete (so a run is told of once, and whoever follows it asks
     /// again), and each instance counts its own changes.
-    pub const BEHIND_GATEWAY: Self = Self { changes_a_minute: 120, follow: Duration::ZERO };
+    pub const BEHIND_GATEWAY: Self = Self { changes_a_minute: CHANGES_A_MINUTE, follow: Duration::ZERO };
 }
 
 /// What the interface for HTTP clients is, as an OpenAPI document.

@@ -27,6 +27,9 @@ const AGAIN: u64 = 10;
 /// Audits at once: each holds a few whole roots, of which one of a large target has tens of MB.
 const AUDITS: usize = 2;
 
+/// Runs that are followed at once, by everybody: few enough to leave connections for all else.
+const FOLLOWED: usize = 16;
+
 /// Gives a target's root its time; after that it counts as unavailable.
 ///
 /// # Errors
@@ -58,17 +61,19 @@ pub fn later(detail: &str) -> Problem {
     Problem { retry_after: Some(AGAIN), ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
 }
 
-/// Room for what costs most.
+/// Room for what costs most, or lasts.
 #[derive(Debug)]
 pub struct Room {
     /// The targets of which a collection is being planned.
     plans: Arc<Mutex<HashSet<Option<String>>>>,
     audits: Arc<Semaphore>,
+    followed: Arc<Semaphore>,
 }
 
 impl Default for Room {
     fn default() -> Self {
-        Self { plans: Arc::default(), audits: Arc::new(Semaphore::new(AUDITS)) }
+        let [audits, followed] = [AUDITS, FOLLOWED].map(|most| Arc::new(Semaphore::new(most)));
+        Self { plans: Arc::default(), audits, followed }
     }
 }
 
@@ -93,10 +98,23 @@ impl Room {
     /// # Errors
     /// 503 while there is none.
     pub fn audit(&self) -> Answered<OwnedSemaphorePermit> {
-        Arc::clone(&self.audits)
-            .try_acquire_owned()
-            .map_err(|_| later("other audits are being read; ask again when those are through"))
+        take(&self.audits, "other audits are being read; ask again when those are through")
     }
+
+    /// Takes the room for following a run.
+    ///
+    /// # Errors
+    /// 503 while there is none.
+    pub fn follow(&self) -> Answered<OwnedSemaphorePermit> {
+        let detail = format!(
+            "{FOLLOWED} runs are being followed already; ask again in a while, or for the run itself"
+        );
+        take(&self.followed, &detail)
+    }
+}
+
+fn take(room: &Arc<Semaphore>, detail: &str) -> Answered<OwnedSemaphorePermit> {
+    Arc::clone(room).try_acquire_owned().map_err(|_| later(detail))
 }
 
 /// Held by whoever plans.

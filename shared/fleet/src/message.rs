@@ -292,11 +292,19 @@ impl Request {
     /// # Errors
     /// The reason.
     pub fn check_key(&self) -> Result<(), BadMessage> {
-        if (1..=MAX_KEY_BYTES).contains(&self.key.len()) {
-            return Ok(());
-        }
-        Err(BadMessage(format!("an idempotency key has 1 to {MAX_KEY_BYTES} bytes")))
+        check_key(&self.key)
     }
+}
+
+/// Says what is wrong with an idempotency key, if anything.
+///
+/// # Errors
+/// The reason.
+pub fn check_key(key: &str) -> Result<(), BadMessage> {
+    if (1..=MAX_KEY_BYTES).contains(&key.len()) {
+        return Ok(());
+    }
+    Err(BadMessage(format!("an idempotency key has 1 to {MAX_KEY_BYTES} bytes")))
 }
 
 #[cfg(test)]

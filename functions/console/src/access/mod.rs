@@ -110,6 +110,19 @@ pub struct Caller {
     by_cookie: bool,
 }
 
+impl Caller {
+    /// Refuses viewers.
+    ///
+    /// # Errors
+    /// 403.
+    pub fn operates(&self) -> Answered<()> {
+        if self.role == Role::Operator {
+            return Ok(());
+        }
+        Err(Problem::new(StatusCode::FORBIDDEN, "this takes an operator, and you are here as a viewer"))
+    }
+}
+
 /// Somebody who is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stranger {
@@ -193,14 +206,10 @@ pub async fn guarded(State(console): State<Arc<Console>>, mut request: Request, 
 
 /// Lets only operators change something, from pages of this console if they are known by a cookie, and only so much.
 fn may_change(console: &Console, caller: &Caller, request: &Request) -> Answered<()> {
-    let forbidden = |detail: &str| Err(Problem::new(StatusCode::FORBIDDEN, detail));
-    if caller.role != Role::Operator {
-        return forbidden("this takes an operator, and you are here as a viewer");
-    }
+    caller.operates()?;
     if caller.by_cookie && !is_from_here(request.headers()) {
-        return forbidden(
-            "another site asked for this; ask from a page of this console, or send the token as `Authorization: Bearer TOKEN`",
-        );
+        let detail = "another site asked for this; ask from a page of this console, or send the token as `Authorization: Bearer TOKEN`";
+        return Err(Problem::new(StatusCode::FORBIDDEN, detail));
     }
     if let Err(wait_ms) = console.limit.take(console.service.home.now()) {
         let detail = "more changes are asked for than one console takes in a minute";
@@ -211,24 +220,32 @@ fn may_change(console: &Console, caller: &Caller, request: &Request) -> Answered
     Ok(())
 }
 
+/// What a page may load and ask: nothing but what comes from here, and ` ORIGIN` where it asks another place.
+pub fn policy(other: &str) -> String {
+    format!(
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'{other}; form-action 'self'; \
+         frame-ancestors 'none'; base-uri 'none'"
+    )
+}
+
 /// Tells browsers to run and load nothing but what comes from here, and to keep nothing.
 pub async fn headers(request: Request, next: Next) -> Response {
-    const ALWAYS: [(&str, &str); 5] = [
-        (
-            "content-security-policy",
-            "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; \
-             frame-ancestors 'none'; base-uri 'none'",
-        ),
-        ("x-content-type-options", "nosniff"),
-        ("referrer-policy", "same-origin"),
-        ("cross-origin-opener-policy", "same-origin"),
-        ("cross-origin-resource-policy", "same-origin"),
+    const ALWAYS: [(HeaderName, &str); 4] = [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
     let mut response = next.run(request).await;
     let headers = response.headers_mut();
     for (name, value) in ALWAYS {
-        // The page to sign in on asks one other place, and says so itself.
-        headers.entry(HeaderName::from_static(name)).or_insert(HeaderValue::from_static(value));
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    // The page to sign in on asks one other place, and says so itself.
+    if !headers.contains_key(header::CONTENT_SECURITY_POLICY)
+        && let Ok(policy) = HeaderValue::from_str(&policy(""))
+    {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
     }
     headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response

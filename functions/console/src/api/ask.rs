@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use strongroom_fleet::expected::{Expected, SpecTag};
-use strongroom_fleet::message::{Message, Request, Wanted, is_named};
+use strongroom_fleet::message::{BadMessage, Message, Request, Wanted, check_key, is_named};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::settings::{TargetEntry, check_host_name, check_target_name};
 use strongroom_fleet::shard::run_of_request;
@@ -31,8 +31,6 @@ use crate::problem::{Answered, Problem};
 
 /// The header of an idempotency key: what is sent again under its key is the same request.
 const KEY: &str = "idempotency-key";
-/// The longest of them.
-const MAX_KEY_BYTES: usize = 128;
 /// So much of one is kept as it is. A character has 4 bytes at the most: with what is added, it stays below what a message takes.
 const KEY_CHARS: usize = 20;
 
@@ -51,10 +49,7 @@ pub async fn send(service: &Service, key: Option<&str>, wanted: Wanted) -> Answe
 
 /// What a request is called that somebody asks for under a key.
 fn key_of(key: &str, wanted: &Wanted) -> Answered<String> {
-    if !(1..=MAX_KEY_BYTES).contains(&key.len()) {
-        let detail = format!("an idempotency key has 1 to {MAX_KEY_BYTES} bytes");
-        return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
-    }
+    check_key(key).map_err(|BadMessage(reason)| Problem::new(StatusCode::BAD_REQUEST, reason))?;
     let content = serde_json::to_vec(wanted).unwrap_or_default();
     let hash = blake3::Hasher::new().update(key.as_bytes()).update(&[0]).update(&content).finalize().to_hex();
     // Readable, where it is short: runs keep it.
@@ -274,7 +269,7 @@ pub async fn backup_delete(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let backups = vec![backup_id(&name)?.to_string()];
-    sender.send(Wanted::Delete { backups, target: besides_home(asked(query)?.target) }).await
+    sender.send(Wanted::Delete { backups, target: asked(query)?.target }).await
 }
 
 /// Takes a backup out of the trash.
@@ -285,7 +280,7 @@ pub async fn backup_undelete(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let backups = vec![backup_id(&name)?.to_string()];
-    sender.send(Wanted::Undelete { backups, target: besides_home(asked(query)?.target) }).await
+    sender.send(Wanted::Undelete { backups, target: asked(query)?.target }).await
 }
 
 /// Where a backup is restored to.
@@ -304,6 +299,7 @@ pub struct Restore {
     #[serde(default)]
     overwrite: bool,
     /// The target the backup is in; the home if none is named.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
 }
 
@@ -340,9 +336,7 @@ pub async fn backup_restore(sender: Sender, Path(name): Path<String>, restore: B
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "say where the backup is restored to"));
     }
     let range = range.map(ByteRange::checked).transpose()?;
-    sender
-        .send(Wanted::Restore { backup, host, destination, range, overwrite, target: besides_home(target) })
-        .await
+    sender.send(Wanted::Restore { backup, host, destination, range, overwrite, target }).await
 }
 
 /// Adds a host: a queue, of which its agent takes what is to be done.
@@ -410,6 +404,7 @@ pub struct Retention {
     /// Only this volume.
     volume: Option<String>,
     /// The target; the home if none is named.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
 }
 
@@ -417,7 +412,7 @@ pub struct Retention {
 #[utoipa::path(post, path = "/v1/retention", tag = "upkeep", request_body = Retention, responses((status = 202, body = Taken)))]
 pub async fn retention(sender: Sender, asked: Body) -> Answered<Response> {
     let Retention { volume, target } = body(asked)?;
-    sender.send(Wanted::Retention { volume, policy: None, target: besides_home(target) }).await
+    sender.send(Wanted::Retention { volume, policy: None, target }).await
 }
 
 /// What collection is asked for.
@@ -427,6 +422,7 @@ pub struct Gc {
     /// How long removed backups and condemned objects wait, instead of the target's grace, milliseconds.
     grace_ms: Option<u64>,
     /// The target; the home if none is named.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
 }
 
@@ -434,5 +430,5 @@ pub struct Gc {
 #[utoipa::path(post, path = "/v1/gc", tag = "upkeep", request_body = Gc, responses((status = 202, body = Taken)))]
 pub async fn gc(sender: Sender, asked: Body) -> Answered<Response> {
     let Gc { grace_ms, target } = body(asked)?;
-    sender.send(Wanted::Gc { grace_ms, target: besides_home(target) }).await
+    sender.send(Wanted::Gc { grace_ms, target }).await
 }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
 use axum::response::IntoResponse;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use futures_util::{Stream, stream};
 use strongroom_format::ids::RunId;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
@@ -21,31 +20,6 @@ use crate::problem::{Answered, Problem};
 
 /// Time between two looks at a run.
 const PACE: Duration = Duration::from_secs(1);
-
-/// Runs that are followed at once, by everybody: few enough to leave connections for all else.
-const MAX_FOLLOWED: usize = 16;
-/// When there may be room for one more, seconds.
-const ROOM_AFTER: u64 = 10;
-
-/// Room for those who follow runs.
-pub struct Places(Arc<Semaphore>);
-
-impl Default for Places {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_FOLLOWED)))
-    }
-}
-
-impl Places {
-    fn take(&self) -> Answered<OwnedSemaphorePermit> {
-        Arc::clone(&self.0).try_acquire_owned().map_err(|_| {
-            let detail = format!(
-                "{MAX_FOLLOWED} runs are being followed already; ask again in a while, or for the run itself"
-            );
-            Problem { retry_after: Some(ROOM_AFTER), ..Problem::new(StatusCode::SERVICE_UNAVAILABLE, detail) }
-        })
-    }
-}
 
 /// What is told of a run.
 #[derive(Debug, ToSchema)]
@@ -68,7 +42,7 @@ pub async fn events(
     Path(name): Path<String>,
 ) -> Answered<impl IntoResponse> {
     let id: RunId = name.parse().map_err(|_| Problem::not_found("run", &name))?;
-    let place = console.places.take()?;
+    let place = console.room.follow()?;
     let first = fleet::run(&console.service, &console.seen, id).await?;
     let first = first.ok_or_else(|| Problem::not_found("run", &name))?;
     let until = Instant::now() + console.limits.follow;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use axum::extract::Query;
 use axum::extract::rejection::QueryRejection;
 use axum::http::StatusCode;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use strongroom_fleet::settings::HOME;
 use strongroom_format::ids::BackupId;
 use utoipa::IntoParams;
@@ -68,6 +68,7 @@ pub fn routes() -> OpenApiRouter<Arc<Console>> {
 #[into_params(parameter_in = Query)]
 pub struct InTarget {
     /// A target of the fleet; the home if none is named, or `home` is.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
 }
 
@@ -80,9 +81,12 @@ pub struct OfVolume {
     target: Option<String>,
 }
 
-/// The target of a name; `None` is the home.
-fn besides_home(target: Option<String>) -> Option<String> {
-    target.filter(|name| name != HOME)
+/// Reads the name of a target; `None` is the home.
+///
+/// # Errors
+/// Those of the deserializer.
+pub fn besides_home<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(from)?.filter(|name| name != HOME))
 }
 
 /// What a client gave after the `?`.

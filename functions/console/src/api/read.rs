@@ -135,6 +135,7 @@ pub struct BackupsAsked {
     /// Only this volume's.
     volume: Option<String>,
     /// A target of the fleet; the home if none is named, or `home` is.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
     /// Those in the trash, instead of live ones.
     trash: Option<bool>,
@@ -153,7 +154,6 @@ pub async fn backups(
     query: Asked<BackupsAsked>,
 ) -> Answered<Response> {
     let BackupsAsked { volume, target, trash, limit, after } = asked(query)?;
-    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let in_trash = trash.unwrap_or(false);
     let is_meant = |name: &str| volume.as_deref().is_none_or(|only| only == name);
@@ -178,7 +178,6 @@ pub async fn backup(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let InTarget { target } = asked(query)?;
-    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let (volume, backup) =
         find(&root, &name).map_err(|error| Problem::new(StatusCode::NOT_FOUND, error.to_string()))?;
@@ -261,6 +260,7 @@ pub async fn target(
 #[into_params(parameter_in = Query)]
 pub struct OfTarget {
     /// A target of the fleet; the home if none is named, or `home` is.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
     /// Only this volume.
     volume: Option<String>,
@@ -274,7 +274,6 @@ pub async fn stats(
     query: Asked<OfTarget>,
 ) -> Answered<Response> {
     let OfTarget { target, volume } = asked(query)?;
-    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let is_meant = |name: &str| volume.as_deref().is_none_or(|only| only == name);
     let backups = root.backups().filter(|(name, _)| is_meant(name)).map(|(_, backup)| backup);
@@ -289,7 +288,6 @@ pub async fn retention_plan(
     query: Asked<OfTarget>,
 ) -> Answered<Response> {
     let OfTarget { target, volume } = asked(query)?;
-    let target = besides_home(target);
     let root = fleet::root(&console.service, target.as_deref()).await?;
     let plans =
         strongroom_retention::plans(&console.service, target.as_deref(), &root, volume.as_deref()).await?;
@@ -304,7 +302,6 @@ pub async fn gc_plan(
     query: Asked<InTarget>,
 ) -> Answered<Response> {
     let InTarget { target } = asked(query)?;
-    let target = besides_home(target);
     json(&headers, &collection_plan(&console, target.as_deref()).await?)
 }
 
@@ -348,6 +345,7 @@ pub async fn collection_plan(console: &Console, target: Option<&str>) -> Answere
 #[into_params(parameter_in = Query)]
 pub struct AuditAsked {
     /// A target of the fleet; the home if none is named, or `home` is.
+    #[serde(default, deserialize_with = "besides_home")]
     target: Option<String>,
     /// Only steps up to this epoch.
     until: Option<u64>,
@@ -364,7 +362,6 @@ pub async fn audit(
     query: Asked<AuditAsked>,
 ) -> Answered<Response> {
     let AuditAsked { target, until, limit } = asked(query)?;
-    let target = besides_home(target);
     json(&headers, &audited(&console, target.as_deref(), until, limit).await?)
 }
 

@@ -12,9 +12,7 @@ use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::{ago, bytes, time};
 use strongroom_format::ids::BackupId;
 
-use super::{
-    ConfirmPage, Filled, InTarget, Pressed, Shown, ask, filled, in_target, key, operator_only, show, some,
-};
+use super::{ConfirmPage, Filled, InTarget, Pressed, Shown, ask, filled, in_target, key, show, some};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::fleet::{self, Fleet};
@@ -48,11 +46,11 @@ pub async fn backup(
     Query(asked): Query<InTarget>,
 ) -> Shown {
     let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
-    let fleet = Fleet::of_backup(&console.service, &console.seen, asked.name(), id).await?;
-    let root = match fleet.root(asked.name()) {
+    let fleet = Fleet::of_backup(&console.service, &console.seen, asked.target.as_deref(), id).await?;
+    let root = match fleet.root(asked.target.as_deref()) {
         Some(Ok(root)) => root,
         Some(Err(reason)) => return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason).into()),
-        None => return Err(Problem::not_found("target", &asked.target).into()),
+        None => return Err(Problem::not_found("target", asked.target.as_deref().unwrap_or(HOME)).into()),
     };
     let (volume, backup) = root.backup(id).ok_or_else(|| Problem::not_found("backup", &name))?;
     let shares = backup.logical_bytes.saturating_sub(backup.stored_bytes);
@@ -66,7 +64,8 @@ pub async fn backup(
     if let Some(group) = backup.group {
         facts.push(("Group", format!("{} of {} backups", group.id, group.members)));
     }
-    let own_host = fleet.line(volume, Some(asked.name())).and_then(|line| line.host()).unwrap_or_default();
+    let own_host =
+        fleet.line(volume, Some(asked.target.as_deref())).and_then(|line| line.host()).unwrap_or_default();
     let expected = match fleet::restore_pace(&console.seen) {
         Some(pace) => format!(
             "about {} at {} a second, the pace of the newest restore known here",
@@ -92,9 +91,9 @@ pub async fn backup(
         length: bytes(backup.logical_bytes),
         logical_bytes: backup.logical_bytes,
         expected,
-        target: asked.name().unwrap_or_default().to_owned(),
-        volume_in: in_target(Some(asked.name().unwrap_or(HOME))),
-        in_target: in_target(asked.name()),
+        target: asked.target.clone().unwrap_or_default(),
+        volume_in: in_target(Some(asked.target.as_deref().unwrap_or(HOME))),
+        in_target: in_target(asked.target.as_deref()),
         key: key(&console),
     })
 }
@@ -117,8 +116,8 @@ pub struct Restored {
     destination: String,
     #[serde(default)]
     overwrite: bool,
-    #[serde(default)]
-    target: String,
+    #[serde(default, deserialize_with = "super::named")]
+    target: Option<String>,
     #[serde(default)]
     start: String,
     #[serde(default)]
@@ -172,7 +171,6 @@ pub async fn restore(
         let reason = "a device is written over where it is, and what is on it is lost: tick “Write over what is there” if that is meant";
         return Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, reason).into());
     }
-    let target = some(&target).map(str::to_owned);
     ask(&console, &key, Wanted::Restore { backup, host, destination, range, overwrite, target }).await
 }
 
@@ -182,17 +180,17 @@ pub async fn confirm_delete(
     extract::Path(name): extract::Path<String>,
     Query(asked): Query<InTarget>,
 ) -> Shown {
-    operator_only(&caller)?;
+    caller.operates()?;
     let id: BackupId = name.parse().map_err(|_| Problem::not_found("backup", &name))?;
-    let root = fleet::root(&console.service, asked.name()).await?;
+    let root = fleet::root(&console.service, asked.target.as_deref()).await?;
     let (volume, backup) = root.backup(id).ok_or_else(|| Problem::not_found("backup", &name))?;
     show(&ConfirmPage {
         question: format!("Move the backup of {volume} of {} to the trash?", time(backup.created)),
         consequence: "It can be taken out again until the target's grace is over. After that it is gone.",
         action: format!("/backups/{id}/delete"),
-        fields: vec![("key", key(&console)), ("target", asked.target.clone())],
+        fields: vec![("key", key(&console)), ("target", asked.target.clone().unwrap_or_default())],
         button: "Move to the trash",
-        back: format!("/backups/{id}{}", in_target(asked.name())),
+        back: format!("/backups/{id}{}", in_target(asked.target.as_deref())),
         is_target: false,
     })
 }
@@ -203,7 +201,6 @@ pub async fn delete(
     form: Filled<Pressed>,
 ) -> Shown {
     let Pressed { key, target } = filled(form)?;
-    let target = some(&target).map(str::to_owned);
     ask(&console, &key, Wanted::Delete { backups: vec![backup], target }).await
 }
 
@@ -213,7 +210,6 @@ pub async fn undelete(
     form: Filled<Pressed>,
 ) -> Shown {
     let Pressed { key, target } = filled(form)?;
-    let target = some(&target).map(str::to_owned);
     ask(&console, &key, Wanted::Undelete { backups: vec![backup], target }).await
 }
 
@@ -253,7 +249,7 @@ mod tests {
                 host: String::new(),
                 destination: String::new(),
                 overwrite: false,
-                target: String::new(),
+                target: None,
                 start: start.to_owned(),
                 end: end.to_owned(),
             };

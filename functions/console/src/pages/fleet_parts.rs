@@ -10,7 +10,7 @@ use strongroom_fleet::message::Wanted;
 use strongroom_fleet::settings::{TargetEntry, check_target_name};
 use strongroom_fleet::text::time;
 
-use super::{ConfirmPage, Filled, Shown, ask, filled, key, operator_only, show, some};
+use super::{ConfirmPage, Filled, Shown, ask, filled, key, show, some};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::problem::Problem;
@@ -95,7 +95,7 @@ pub async fn confirm_forget(
     Extension(caller): Extension<Caller>,
     Query(Meant { name }): Query<Meant>,
 ) -> Shown {
-    operator_only(&caller)?;
+    caller.operates()?;
     if !console.service.home.settings().await?.targets.contains_key(&name) {
         return Err(Problem::not_found("target", &name).into());
     }

@@ -19,14 +19,13 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Form, Router};
 use rand::RngExt;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::settings::HOME;
 use strongroom_format::ids::TimestampMs;
 
 use crate::Console;
-use crate::access::{Caller, Role};
-use crate::api::{expect, follow, read, send};
+use crate::api::{besides_home, expect, follow, read, send};
 use crate::fleet::Line;
 use crate::problem::Problem;
 
@@ -148,13 +147,15 @@ fn volume_in(line: &Line<'_>) -> String {
     in_target(line.target.or_else(|| (!goes_there).then_some(HOME)))
 }
 
+/// A text as one part of an address.
+fn encoded(text: &str) -> String {
+    askama::filters::urlencode_strict(text).map(|it| it.to_string()).unwrap_or_default()
+}
+
 /// How a link says which target is meant.
 fn in_target(target: Option<&str>) -> String {
     match target {
-        Some(target) => format!(
-            "?target={}",
-            askama::filters::urlencode_strict(target).map(|it| it.to_string()).unwrap_or_default()
-        ),
+        Some(target) => format!("?target={}", encoded(target)),
         None => String::new(),
     }
 }
@@ -162,19 +163,13 @@ fn in_target(target: Option<&str>) -> String {
 /// Which target a page is about; the home if none is named.
 #[derive(Debug, Deserialize)]
 struct InTarget {
-    #[serde(default)]
-    target: String,
+    #[serde(default, deserialize_with = "named")]
+    target: Option<String>,
 }
 
-impl InTarget {
-    fn name(&self) -> Option<&str> {
-        some(&self.target).filter(|name| *name != HOME)
-    }
-
-    /// The same for a page that is about whichever target there is something in, if none is named.
-    fn meant(&self) -> Option<Option<&str>> {
-        some(&self.target).map(|_| self.name())
-    }
+/// Reads the name of a target in a form or an address, where what is not named is empty.
+fn named<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    Ok(besides_home(from)?.filter(|name| !name.is_empty()))
 }
 
 /// What a form left empty was not given.
@@ -194,7 +189,7 @@ fn target_links(path: &str, names: impl Iterator<Item = String>, here: Option<&s
     let link = |name: Option<String>| TargetLink {
         href: format!("{path}{}", in_target(name.as_deref())),
         is_here: name.as_deref() == here,
-        name: name.unwrap_or_else(|| "home".to_owned()),
+        name: name.unwrap_or_else(|| HOME.to_owned()),
     };
     let mut links: Vec<TargetLink> = std::iter::once(None).chain(names.map(Some)).map(link).collect();
     if links.len() < 2 {
@@ -239,19 +234,10 @@ struct ConfirmPage {
     is_target: bool,
 }
 
-/// Refuses to ask viewers what they can't answer.
-fn operator_only(caller: &Caller) -> Result<(), Problem> {
-    if caller.role == Role::Operator {
-        return Ok(());
-    }
-    let detail = "this takes an operator, and you are here as a viewer";
-    Err(Problem::new(StatusCode::FORBIDDEN, detail))
-}
-
 /// A form that says nothing but that it was sent.
 #[derive(Debug, Deserialize)]
 struct Pressed {
     key: String,
-    #[serde(default)]
-    target: String,
+    #[serde(default, deserialize_with = "named")]
+    target: Option<String>,
 }

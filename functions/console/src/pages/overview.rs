@@ -7,10 +7,11 @@ use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 use strongroom_fleet::digest::{Totals, day_of};
+use strongroom_fleet::settings::HOME;
 use strongroom_fleet::text::{ago, bytes, time};
 
 use super::chart::{Growth, factor};
-use super::{InTarget, Shown, TargetLink, show, target_links, volume_in};
+use super::{InTarget, Shown, TargetLink, encoded, show, target_links, volume_in};
 use crate::Console;
 use crate::access::{Caller, Role};
 use crate::answer::DayAnswer;
@@ -133,8 +134,7 @@ impl VolumesAsked {
 
     /// The address of a later page of the same.
     fn page(&self, from: usize) -> String {
-        let q = askama::filters::urlencode_strict(&self.q).map(|it| it.to_string()).unwrap_or_default();
-        format!("/?q={q}&state={}&from={from}", self.state)
+        format!("/?q={}&state={}&from={from}", encoded(&self.q), self.state)
     }
 }
 
@@ -156,7 +156,7 @@ pub async fn overview(
     let sums = Health::ALL.map(sum).into_iter().filter(|sum| sum.count > 0).collect();
     let problems = fleet.roots.iter().filter_map(|(name, root)| {
         let reason = root.as_ref().err()?;
-        Some(format!("Target '{}' can't be read: {reason}", name.as_deref().unwrap_or("home")))
+        Some(format!("Target '{}' can't be read: {reason}", name.as_deref().unwrap_or(HOME)))
     });
     let choice = |it: Health| Choice { name: it.name(), text: it.text(), is_chosen: health == Some(it) };
     let stored = lines.iter().fold(0_u64, |sum, line| sum.saturating_add(line.stored_bytes()));
@@ -213,7 +213,7 @@ struct StoragePage {
 
 pub async fn storage(State(console): State<Arc<Console>>, Query(asked): Query<InTarget>) -> Shown {
     let settings = console.service.home.settings().await?;
-    let root = fleet::root(&console.service, asked.name()).await?;
+    let root = fleet::root(&console.service, asked.target.as_deref()).await?;
     let stats = stats::of(root.backups().map(|(_, backup)| backup));
     let totals = Totals::of(root.backups().map(|(_, backup)| backup));
     let today = day_of(console.service.home.now());
@@ -225,7 +225,7 @@ pub async fn storage(State(console): State<Arc<Console>>, Query(asked): Query<In
         shared: factor(day.logical_bytes, day.stored_bytes),
     };
     show(&StoragePage {
-        links: target_links("/storage", settings.targets.into_keys(), asked.name()),
+        links: target_links("/storage", settings.targets.into_keys(), asked.target.as_deref()),
         facts: vec![
             ("Backups", format!("{}, and {} in the trash", stats.backups, stats.trashed)),
             ("Length of their volumes", bytes(stats.logical_bytes)),

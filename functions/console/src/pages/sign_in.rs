@@ -12,9 +12,9 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 
-use super::{Shown, asset, show};
+use super::{Shown, asset, encoded, show};
 use crate::Console;
-use crate::access::{Claims, Provider, Stranger, origin};
+use crate::access::{Claims, Provider, Stranger, origin, policy};
 use crate::problem::Problem;
 
 /// What signing in takes; all of it is open to everybody.
@@ -27,8 +27,7 @@ pub fn routes() -> Router<Arc<Console>> {
 
 /// Where somebody signs in who wanted to see a page.
 pub fn link(wanted: &str) -> String {
-    let wanted = askama::filters::urlencode_strict(wanted).map(|wanted| wanted.to_string());
-    format!("/sign-in?then={}", wanted.unwrap_or_default())
+    format!("/sign-in?then={}", encoded(wanted))
 }
 
 #[derive(Template)]
@@ -43,11 +42,7 @@ async fn page(State(console): State<Arc<Console>>) -> Shown {
     let provider = people.provider();
     let mut response = show(&Page { provider })?;
     // Nothing else than this console and the provider's token endpoint is asked, and by this page alone.
-    let policy = format!(
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self' {}; form-action 'self'; \
-         frame-ancestors 'none'; base-uri 'none'",
-        origin(&provider.token_url).unwrap_or_default()
-    );
+    let policy = policy(&format!(" {}", origin(&provider.token_url).unwrap_or_default()));
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     }

@@ -12,7 +12,7 @@ use strongroom_fleet::text::{bytes, time};
 use strongroom_format::ids::{BackupId, TimestampMs};
 
 use super::{
-    Filled, InTarget, Pressed, Shown, TargetLink, ask, filled, in_target, key, show, some, target_links,
+    Filled, InTarget, Pressed, Shown, TargetLink, ask, filled, in_target, key, named, show, target_links,
 };
 use crate::Console;
 use crate::access::{Caller, Role};
@@ -53,8 +53,8 @@ pub async fn retention(
     Query(asked): Query<InTarget>,
 ) -> Shown {
     let settings = console.service.home.settings().await?;
-    let root = fleet::root(&console.service, asked.name()).await?;
-    let plans = strongroom_retention::plans(&console.service, asked.name(), &root, None).await?;
+    let root = fleet::root(&console.service, asked.target.as_deref()).await?;
+    let plans = strongroom_retention::plans(&console.service, asked.target.as_deref(), &root, None).await?;
     let RetentionAnswer { goes, stays, refused, decisions } = RetentionAnswer::new(&plans);
     let mut volumes: BTreeMap<String, VolumeSum> = BTreeMap::new();
     for decision in &decisions {
@@ -69,11 +69,11 @@ pub async fn retention(
     going.truncate(SHOWN);
     kept.truncate(SHOWN);
     show(&RetentionPage {
-        links: target_links("/retention", settings.targets.into_keys(), asked.name()),
+        links: target_links("/retention", settings.targets.into_keys(), asked.target.as_deref()),
         may_change: caller.role == Role::Operator,
         key: key(&console),
-        in_target: in_target(asked.name()),
-        target: asked.target,
+        in_target: in_target(asked.target.as_deref()),
+        target: asked.target.unwrap_or_default(),
         goes,
         stays,
         refused,
@@ -86,7 +86,6 @@ pub async fn retention(
 
 pub async fn retention_run(State(console): State<Arc<Console>>, form: Filled<Pressed>) -> Shown {
     let Pressed { key, target } = filled(form)?;
-    let target = some(&target).map(str::to_owned);
     ask(&console, &key, Wanted::Retention { volume: None, policy: None, target }).await
 }
 
@@ -123,8 +122,8 @@ struct GcPage {
 /// What the page of collection is asked for.
 #[derive(Debug, Deserialize)]
 pub struct GcAsked {
-    #[serde(default)]
-    target: String,
+    #[serde(default, deserialize_with = "named")]
+    target: Option<String>,
     /// Whether all is to be counted.
     #[serde(default)]
     plan: bool,
@@ -136,7 +135,7 @@ pub async fn gc(
     Query(GcAsked { target, plan }): Query<GcAsked>,
 ) -> Shown {
     let settings = console.service.home.settings().await?;
-    let (opened, root) = fleet::opened(&console.service, some(&target)).await?;
+    let (opened, root) = fleet::opened(&console.service, target.as_deref()).await?;
     let grace_ms = opened.settings.grace_ms;
     let over = |since: TimestampMs| time(TimestampMs(since.0.saturating_add(grace_ms)));
     let trash = root.backups().filter_map(|(volume, backup)| {
@@ -153,7 +152,7 @@ pub async fn gc(
         length: bytes(batch.bytes),
         until: over(batch.condemned),
     });
-    let plan = if plan { Some(collection_plan(&console, some(&target)).await?) } else { None };
+    let plan = if plan { Some(collection_plan(&console, target.as_deref()).await?) } else { None };
     let is_finished = plan.as_ref().is_none_or(|plan| plan.finished);
     let objects = |count: u64, length: u64| format!("{count} objects, {}", bytes(length));
     let plan = plan.map(|plan| {
@@ -168,11 +167,11 @@ pub async fn gc(
         ]
     });
     show(&GcPage {
-        links: target_links("/gc", settings.targets.into_keys(), some(&target)),
+        links: target_links("/gc", settings.targets.into_keys(), target.as_deref()),
         may_change: caller.role == Role::Operator,
         key: key(&console),
-        in_target: in_target(some(&target)),
-        target: target.clone(),
+        in_target: in_target(target.as_deref()),
+        target: target.unwrap_or_default(),
         trash: trash.collect(),
         batches: batches.collect(),
         plan: plan.unwrap_or_default(),
@@ -182,7 +181,6 @@ pub async fn gc(
 
 pub async fn gc_run(State(console): State<Arc<Console>>, form: Filled<Pressed>) -> Shown {
     let Pressed { key, target } = filled(form)?;
-    let target = some(&target).map(str::to_owned);
     ask(&console, &key, Wanted::Gc { grace_ms: None, target }).await
 }
 
@@ -198,8 +196,8 @@ struct AuditPage {
 /// What the audit is asked for.
 #[derive(Debug, Deserialize)]
 pub struct AuditAsked {
-    #[serde(default)]
-    target: String,
+    #[serde(default, deserialize_with = "named")]
+    target: Option<String>,
     until: Option<u64>,
 }
 
@@ -208,10 +206,10 @@ pub async fn audit(
     Query(AuditAsked { target, until }): Query<AuditAsked>,
 ) -> Shown {
     let settings = console.service.home.settings().await?;
-    let page = audited(&console, some(&target), until, None).await?;
+    let page = audited(&console, target.as_deref(), until, None).await?;
     show(&AuditPage {
-        links: target_links("/audit", settings.targets.into_keys(), some(&target)),
-        target: target.clone(),
+        links: target_links("/audit", settings.targets.into_keys(), target.as_deref()),
+        target: target.unwrap_or_default(),
         steps: page.items,
         next: page.next,
     })

@@ -13,15 +13,15 @@ use strongroom_catalog::root::BackupEntry;
 use strongroom_fleet::expected::{Expected, SpecTag};
 use strongroom_fleet::message::Wanted;
 use strongroom_fleet::schedule::Schedule;
-use strongroom_fleet::text::{ago, bytes, time, time_in};
+use strongroom_fleet::settings::HOME;
+use strongroom_fleet::text::{self, ago, bytes, time, time_in};
 use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
 use strongroom_format::ids::{BackupId, RunId, TimestampMs};
 use strongroom_format::manifest::check_volume_name;
 
 use super::chart::{Bar, Chart};
 use super::{
-    ConfirmPage, Filled, InTarget, Pressed, Shown, Sorry, ask, ask_where, filled, in_target, key,
-    operator_only, show, some,
+    ConfirmPage, Filled, Pressed, Shown, Sorry, ask, ask_where, encoded, filled, in_target, key, show, some,
 };
 use crate::Console;
 use crate::access::{Caller, Role};
@@ -93,13 +93,20 @@ struct VolumePage<'a> {
     backups: Vec<BackupRow>,
 }
 
+/// In which target a volume is meant; wherever there is something of it, if none is named.
+#[derive(Debug, Deserialize)]
+pub struct OfVolume {
+    #[serde(default)]
+    target: String,
+}
+
 pub async fn volume(
     State(console): State<Arc<Console>>,
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
-    Query(asked): Query<InTarget>,
+    Query(OfVolume { target }): Query<OfVolume>,
 ) -> Shown {
-    let target = asked.meant();
+    let target = some(&target).map(|name| Some(name).filter(|name| *name != HOME));
     let fleet = Fleet::of_volume(&console.service, &console.seen, &name, target).await?;
     let line = fleet.line(&name, target);
     let line = line.ok_or_else(|| Problem::not_found("volume", &name))?;
@@ -118,14 +125,14 @@ pub async fn volume(
         facts.push(("Last success", told(state.last_success)));
         facts.push(("Kept", kept(spec.retention.as_ref())));
         if let Some(rpo_ms) = spec.rpo_ms {
-            facts.push(("Late after", format!("{} without a backup", words::length(rpo_ms))));
+            facts.push(("Late after", format!("{} without a backup", text::length(rpo_ms))));
         }
     }
     if let Some((leader, state)) = line.leader {
         facts.push(("Host", state.spec.host.clone()));
         facts.push(("Backed up with", leader.to_owned()));
     }
-    facts.push(("Target", line.target.unwrap_or("home").to_owned()));
+    facts.push(("Target", line.target.unwrap_or(HOME).to_owned()));
     facts.push(("Backups", format!("{}, {} stored", line.live(), bytes(line.stored_bytes()))));
     let failure = match line.state.and_then(|state| state.last_failure) {
         Some(at) => {
@@ -179,9 +186,9 @@ fn kept(retention: Option<&RetentionSpec>) -> String {
         (spec.keep_yearly, "yearly"),
     ];
     let rules = rules.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}"));
-    let within = spec.keep_within_ms.map(|ms| format!("all of the last {}", words::length(ms)));
+    let within = spec.keep_within_ms.map(|ms| format!("all of the last {}", text::length(ms)));
     let rate = spec.max_rate.map(|rate| {
-        format!("of the others no more than {} go in {}", rate.removals, words::length(rate.period_ms.get()))
+        format!("of the others no more than {} go in {}", rate.removals, text::length(rate.period_ms.get()))
     });
     rules.chain(within).chain(rate).collect::<Vec<_>>().join(", ")
 }
@@ -237,7 +244,7 @@ impl FormPage {
             cron: schedule.map(|schedule| schedule.cron.clone()).unwrap_or_default(),
             zone: schedule.map_or("UTC", |schedule| &schedule.zone).to_owned(),
             is_paused: schedule.is_some_and(|schedule| schedule.paused),
-            rpo: spec.and_then(|spec| spec.rpo_ms).map(words::length).unwrap_or_default(),
+            rpo: spec.and_then(|spec| spec.rpo_ms).map(text::length).unwrap_or_default(),
             rules: vec![
                 rule("keep_last", "Newest", kept.keep_last),
                 rule("keep_hourly", "Hourly", kept.keep_hourly),
@@ -246,9 +253,9 @@ impl FormPage {
                 rule("keep_monthly", "Monthly", kept.keep_monthly),
                 rule("keep_yearly", "Yearly", kept.keep_yearly),
             ],
-            keep_within: kept.keep_within_ms.map(words::length).unwrap_or_default(),
+            keep_within: kept.keep_within_ms.map(text::length).unwrap_or_default(),
             rate_removals: kept.max_rate.map(|rate| rate.removals.to_string()).unwrap_or_default(),
-            rate_period: kept.max_rate.map(|rate| words::length(rate.period_ms.get())).unwrap_or_default(),
+            rate_period: kept.max_rate.map(|rate| text::length(rate.period_ms.get())).unwrap_or_default(),
         })
     }
 }
@@ -322,7 +329,7 @@ fn number(what: &str, text: &str) -> Result<u32, Problem> {
 /// A length of time that may be left out.
 fn length(what: &str, text: &str) -> Result<Option<u64>, Problem> {
     let text = some(text.trim());
-    text.map(words::millis).transpose().map_err(|reason| unprocessable(format!("{what}: {reason}")))
+    text.map(text::millis).transpose().map_err(|reason| unprocessable(format!("{what}: {reason}")))
 }
 
 /// What a form takes for granted.
@@ -412,10 +419,10 @@ pub async fn confirm_forget(
     Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Shown {
-    operator_only(&caller)?;
+    caller.operates()?;
     let spec = spec_of(&console, &name).await?;
     let spec = spec.ok_or_else(|| Problem::not_found("volume of the fleet", &name))?;
-    let path = askama::filters::urlencode_strict(&name).map(|path| path.to_string()).unwrap_or_default();
+    let path = encoded(&name);
     show(&ConfirmPage {
         question: format!("Forget {name}?"),
         consequence: "No backups of it are made any more, and what is said of its schedule and of what is kept is lost. The backups that there are \
