@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Child;
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{Mount, Place, code};
 use rand::rngs::StdRng;
@@ -292,6 +292,28 @@ fn the_console_shows_the_fleet_and_takes_what_is_asked_for() {
     assert!(!log.contains(&told[0].0) && !log.contains(&told[0].1), "the token or the name is in the log");
     let refused = fleet.run(&["up", "--console", "0.0.0.0:0"]);
     assert_eq!(code(&refused), 2, "others could reach it");
+}
+
+#[test]
+fn runs_that_ended_long_ago_are_forgotten() {
+    let fleet = Fleet::new("");
+    let process = fleet.start();
+    for key in ["old", "young"] {
+        fleet.ran(&["request", "gc", "--key", key, "--wait"]);
+    }
+    fleet.settle();
+    stop(process);
+    let key_of = |run: &Value| run["run"]["origin"]["request"]["key"].as_str().unwrap_or_default().to_owned();
+    let old = fleet.runs(|run| key_of(run) == "old").remove(0)["id"].as_str().unwrap().to_owned();
+    let file = fleet.place.path("target/runs").join(&old);
+    let long_ago = SystemTime::now() - Duration::from_secs(91 * 24 * 3600);
+    std::fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
+    let process = fleet.start();
+    fleet.wait_for("an old run is kept", || !file.exists());
+    stop(process);
+    let kept: Vec<String> = fleet.runs(|_| true).iter().map(key_of).filter(|key| !key.is_empty()).collect();
+    assert_eq!(kept, ["young"]);
+    assert!(fleet.log().contains("forgotten"), "{}", fleet.log());
 }
 
 #[test]

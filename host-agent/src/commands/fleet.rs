@@ -257,18 +257,21 @@ fn read_wanted(path: &Path) -> VaultResult<Wanted> {
 pub async fn runs(settings: &Settings, args: &RunsArgs, output: Output) -> VaultResult<Done> {
     let (home, _) = settings.target().await?;
     let home = Home::new(home);
-    let mut runs: Vec<(RunId, Run)> = stream::iter(home.runs().await?)
-        .map(async |id| Ok::<_, VaultError>(home.run(id).await?.map(|(run, _)| (id, run))))
-        .buffer_unordered(RUNS_AT_ONCE)
-        .try_filter_map(async |found| Ok(found))
-        .try_collect()
-        .await?;
-    runs.retain(|(_, run)| {
+    // All names are listed, as they are in no order of time; of the runs, no more are read than are told of and were passed over.
+    let names = home.newest_runs(usize::MAX).await?;
+    let is_meant = |run: &Run| {
         (args.volume.is_none() || run.job.volume() == args.volume.as_deref())
             && !(args.open && run.has_ended())
-    });
+    };
+    let mut runs: Vec<(RunId, Run)> = stream::iter(names)
+        .map(async |id| Ok::<_, VaultError>(home.run(id).await?.map(|(run, _)| (id, run))))
+        .buffered(RUNS_AT_ONCE)
+        .try_filter_map(async |found| Ok(found.filter(|(_, run)| is_meant(run))))
+        .take(args.limit)
+        .try_collect()
+        .await?;
     runs.sort_by_key(|(id, run)| (std::cmp::Reverse(run.created), *id));
-    for (id, run) in runs.iter().take(args.limit) {
+    for (id, run) in &runs {
         let line =
             format!("{id}  {}  {:<9}  {:<16}  {}", time(run.created), run.job.name(), about(run), state(run));
         output.result(&line, &event(*id, run));

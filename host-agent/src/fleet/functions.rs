@@ -3,18 +3,21 @@
 //!
 //! Invariant: a message is deleted only after its handler has dealt with it; whoever dies before gets it again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use strongroom_connect::{MAX_RECEIVES, Queues};
+use strongroom_fleet::history::{HISTORY_MS, forget_outcomes, forget_runs};
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
 use strongroom_format::ids::TimestampMs;
 use strongroom_queue::{Delivery, Queue};
 use strongroom_vault::VaultResult;
 use tokio::sync::watch;
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 /// How long a receiver waits for a message at a time.
 const WAIT: Duration = Duration::from_secs(20);
+/// Time between two looks at what can be forgotten.
+const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// The longest pause before a message that failed is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The pause after a queue could not be reached.
@@ -66,6 +69,7 @@ async fn tick(service: &Service, pace: Pace, mut stop: watch::Receiver<bool>) {
     let mut ticks = tokio::time::interval(pace.tick);
     // Ticks that were missed are made up for by one: the scheduler looks at the clock, not at the tick.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut tidied = None;
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -75,7 +79,33 @@ async fn tick(service: &Service, pace: Pace, mut stop: watch::Receiver<bool>) {
         // Failures are logged by the handlers; the next tick tries again.
         strongroom_scheduler::handle(service, &tick, pace.until(service)).await;
         strongroom_reconciler::handle(service, &tick, pace.until(service)).await;
+        // After the reconciler, which has taken note by then of every run that ended.
+        if tidied.is_none_or(|at: Instant| at.elapsed() >= TIDY_EVERY) {
+            match tidy(service, pace.until(service)).await {
+                Ok(true) => tidied = Some(Instant::now()),
+                Ok(false) => {}
+                Err(error) => warn!(%error, "old runs could not be forgotten"),
+            }
+        }
     }
+}
+
+/// Forgets old runs, and old answers in each target, as a lifecycle rule of the bucket does on AWS; says whether that came to its end.
+async fn tidy(service: &Service, until: TimestampMs) -> VaultResult<bool> {
+    let before = TimestampMs(service.home.now().0.saturating_sub(HISTORY_MS));
+    let runs = forget_runs(&service.home, before, until).await?;
+    let mut answers = forget_outcomes(service.home.target(), before, until).await?;
+    for name in service.home.settings().await?.targets.keys() {
+        match service.targets.open(Some(name)).await {
+            Ok(target) => answers = answers.and(forget_outcomes(&target, before, until).await?),
+            // The reconciler says that it can't be opened, at each of its looks.
+            Err(_) => continue,
+        }
+    }
+    if runs.objects + answers.objects > 0 {
+        info!(runs = runs.objects, answers = answers.objects, "what ended long ago was forgotten");
+    }
+    Ok(!runs.cut_off && !answers.cut_off)
 }
 
 /// Hands messages of a queue to a handler, as an event source mapping does on AWS.

@@ -69,6 +69,24 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
     }
   }
 
+  # Runs that ended, and committers' answers, are history: nothing that is backed up needs them. A run that is open is written anew every few
+  # minutes, or is failed by the reconciler after a day. Nothing else that is current may ever expire.
+  dynamic "rule" {
+    for_each = toset(["outcomes", "runs"])
+
+    content {
+      id     = "old-${rule.key}"
+      status = "Enabled"
+
+      filter {
+        prefix = "${var.target_prefix}/${rule.key}/"
+      }
+      expiration {
+        days = var.history_days
+      }
+    }
+  }
+
   # Rules about versions want versioning to be on.
   depends_on = [aws_s3_bucket_versioning.this]
 }

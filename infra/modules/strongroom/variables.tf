@@ -256,6 +256,17 @@ variable "noncurrent_days" {
   }
 }
 
+variable "history_days" {
+  description = "How long runs are kept after they were written last. An idempotency key that comes again later asks for something new."
+  type        = number
+  default     = 90
+
+  validation {
+    condition     = var.history_days >= 30 && floor(var.history_days) == var.history_days
+    error_message = "history_days: a whole number of days, at least 30: messages live for 14."
+  }
+}
+
 variable "object_lock" {
   description = "Keeps each object version from being deleted for so many days after it was written, whoever asks. `mode`: GOVERNANCE, or COMPLIANCE, which nobody can lift, the account's root included. Can only be chosen before the bucket is made."
   type = object({

@@ -310,16 +310,6 @@ impl Home {
         Err(lost_races(&ObjectKey::Run(id)))
     }
 
-    /// Lists runs, in no order that means anything.
-    ///
-    /// # Errors
-    /// `Store`.
-    pub async fn runs(&self) -> VaultResult<Vec<RunId>> {
-        let keys = self.target.list(KeyPrefix::Runs).await?;
-        let id = |key: &ObjectKey| if let ObjectKey::Run(id) = key { Some(*id) } else { None };
-        Ok(keys.iter().filter_map(|(key, _)| id(key)).collect())
-    }
-
     /// Lists the runs that changed last, `count` of them, the newest first. Reads all of the listing, and keeps no more of it.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ pub mod agenda;
 pub mod committer;
 pub mod digest;
 pub mod expected;
+pub mod history;
 pub mod home;
 pub mod message;
 pub mod metric;

@@ -72,8 +72,15 @@ run "bucket" {
     error_message = "old versions or aborted uploads stay for ever"
   }
   assert {
-    condition     = alltrue([for rule in aws_s3_bucket_lifecycle_configuration.this.rule : alltrue([for expiration in rule.expiration : expiration.days == null || expiration.days == 0])])
-    error_message = "a lifecycle rule removes current objects: that would be backups"
+    condition = alltrue([
+      for rule in aws_s3_bucket_lifecycle_configuration.this.rule :
+      contains(["home/runs/", "home/outcomes/"], try(rule.filter[0].prefix, "")) || alltrue([for expiration in rule.expiration : expiration.days == null || expiration.days == 0])
+    ])
+    error_message = "a lifecycle rule removes current objects that are no history: that would be backups"
+  }
+  assert {
+    condition     = toset([for rule in aws_s3_bucket_lifecycle_configuration.this.rule : rule.filter[0].prefix if try(rule.expiration[0].days, 0) == 90 && rule.status == "Enabled"]) == toset(["home/outcomes/", "home/runs/"])
+    error_message = "runs or committers' answers stay for ever"
   }
   assert {
     condition     = !aws_s3_bucket.this.force_destroy && length(aws_s3_bucket_object_lock_configuration.this) == 0
@@ -370,6 +377,12 @@ run "prefix" {
   command = plan
   variables { target_prefix = "/home/" }
   expect_failures = [var.target_prefix]
+}
+
+run "history_shorter_than_messages_live" {
+  command = plan
+  variables { history_days = 7 }
+  expect_failures = [var.history_days]
 }
 
 run "budget_for_nobody" {
