@@ -18,15 +18,16 @@ use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 use strongroom_catalog::root::{BackupEntry, Root};
 use strongroom_console::{Access, Limits, Role, router};
-use strongroom_fleet::digest::{Digest, MAX_DIGEST_BYTES, TargetDigest};
+use strongroom_fleet::digest::{Digest, MAX_DIGEST_BYTES, Pace, TargetDigest};
 use strongroom_fleet::home::Change;
 use strongroom_fleet::metric::Unmetered;
+use strongroom_fleet::run::{Job, Origin, Run, RunResult};
 use strongroom_fleet::schedule::Schedule;
 use strongroom_fleet::settings::{FleetSettings, TargetEntry};
-use strongroom_fleet::shard::{Shard, shard_of};
+use strongroom_fleet::shard::{Shard, shard_of, shard_of_run};
 use strongroom_fleet::volume::{Member, VolumeSpec, VolumeState};
 use strongroom_fleet::{Home, Incoming, Service, Targets};
-use strongroom_format::ids::{BackupId, Epoch, Incarnation, SessionId, TimestampMs};
+use strongroom_format::ids::{BackupId, Epoch, Incarnation, RunId, SessionId, TimestampMs};
 use strongroom_format::layout::ObjectKey;
 use strongroom_format::seal::NONCE_RANGE;
 use strongroom_store::{
@@ -168,6 +169,31 @@ impl Fleet {
 
     async fn digest(&self) -> Option<Digest> {
         self.service.home.digest().await.unwrap().body
+    }
+
+    /// A restore that was asked for, and succeeded; nobody has taken note of its end.
+    async fn restore(&self, number: u8, began: TimestampMs, took_ms: u64, bytes: u64) -> RunId {
+        let job = Job::Restore {
+            backup: "v@latest".to_owned(),
+            host: "h".to_owned(),
+            destination: "/x".to_owned(),
+            range: None,
+            overwrite: false,
+            target: None,
+        };
+        let run = Run::new(job, Origin::Request { key: number.to_string() }, began);
+        let result = RunResult { logical_bytes: bytes, ..RunResult::default() };
+        let run = run.succeeded(TimestampMs(began.0 + took_ms), result);
+        let (home, id) = (&self.service.home, RunId::from_bytes([number; 16]));
+        assert!(home.create_run(id, &run).await.unwrap());
+        home.change_shard(shard_of_run(id), |shard: &Shard| {
+            let mut next = shard.clone();
+            next.requested.insert(id);
+            Ok(Change::Replace(next, ()))
+        })
+        .await
+        .unwrap();
+        id
     }
 
     async fn put(&self, name: &str, state: Option<VolumeState>) {
@@ -351,6 +377,38 @@ async fn a_digest_without_totals_serves_as_far_as_it_goes() {
 }
 
 /// Whoever can write the bucket, without a key, can't have a damaged root shown as if it were whole.
+#[tokio::test]
+async fn how_fast_restores_are_is_known_to_consoles_that_saw_none() {
+    let fleet = Fleet::new().await;
+    let backup = fleet.world.back_up("v", &noise(3_000_000, 1)).await.unwrap().backup;
+    let path = format!("/backups/{backup}");
+    let says = async |text: &str| {
+        // It is shown to those who may restore.
+        let access = Access::new([("view", Role::Operator)], &[7; 32]);
+        let answer = get(&router(fleet.service.clone(), access, Limits::default()), &path).await;
+        assert!(answer.text().contains(text), "not '{text}': {}", answer.text());
+    };
+    fleet.check().await;
+    says("not known yet").await;
+    let first = fleet.restore(1, TimestampMs(START_MS), 1000, 1_000_000).await;
+    says("not known yet").await;
+    fleet.check().await;
+    let pace = Pace { at: TimestampMs(START_MS + 1000), bytes_per_second: 1_000_000 };
+    assert_eq!(fleet.digest().await.unwrap().restore, Some(pace));
+    says("about 3 seconds at").await;
+    // The newest one counts, in whatever order their ends are found, and whatever becomes of their runs.
+    fleet.restore(2, TimestampMs(START_MS + 60_000), 2000, 1_000_000).await;
+    fleet.check().await;
+    fleet.restore(3, TimestampMs(START_MS + 30_000), 3000, 1_000_000).await;
+    fleet.check().await;
+    fleet.store.remove_raw(&ObjectKey::Run(first).to_string());
+    fleet.check().await;
+    says("about 6 seconds at").await;
+    // The digest is a cache: without it, nothing is known.
+    fleet.store.remove_raw(DIGEST);
+    says("not known yet").await;
+}
+
 #[tokio::test]
 async fn a_root_that_was_damaged_behind_its_nonce_is_not_taken_for_the_one_that_was_read() {
     let fleet = Fleet::new().await;
@@ -657,8 +715,8 @@ impl History {
     }
 }
 
-/// Digests of before there were totals, of before there were versions of roots, and of now.
-const FIXTURES: [&str; 3] = ["digest-v1", "digest-v1-totals", "digest-v1-etags"];
+/// Digests of before there were totals, of before there were versions of roots, of before there was the pace of restores, and of now.
+const FIXTURES: [&str; 4] = ["digest-v1", "digest-v1-totals", "digest-v1-etags", "digest-v1-restore"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(name)
@@ -689,13 +747,14 @@ async fn frozen(name: &str) {
     assert!(digest.home.is_some() && digest.targets.contains_key("side") && digest.shards.len() > 1);
     let home = digest.home.unwrap();
     assert_eq!(home.totals.is_some(), name != FIXTURES[0]);
-    assert_eq!(home.root.etag.is_some(), name == FIXTURES[2]);
+    assert_eq!(home.root.etag.is_some(), FIXTURES[2..].contains(&name));
+    assert_eq!(digest.restore.is_some(), name == FIXTURES[3]);
 }
 
 #[tokio::test]
 #[ignore = "writes the fixture, once"]
 async fn generate() {
-    let folder = fixture(FIXTURES[2]);
+    let folder = fixture(FIXTURES[3]);
     assert!(!folder.exists(), "fixtures are never made again: see tests/fixtures/README.md");
     let store = DirectoryStore::create(folder.join("target")).await.unwrap();
     let fleet = Fleet::new().await;
@@ -707,6 +766,7 @@ async fn generate() {
         let (name, state) = history.state();
         history.fleet.put(name, Some(state)).await;
     }
+    history.fleet.restore(1, TimestampMs(START_MS), 1000, 1_000_000).await;
     history.fleet.check().await;
     let digest = history.fleet.digest().await.unwrap();
     for key in history.fleet.store.keys() {

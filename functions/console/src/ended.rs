@@ -5,7 +5,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use strongroom_fleet::run::{Job, Run, RunState};
+use strongroom_fleet::digest::Pace;
+use strongroom_fleet::run::{Run, RunState};
 use strongroom_format::ids::{RunId, TimestampMs};
 
 /// Ended runs that are remembered: mostly less than a KiB each, and more than a list tells of.
@@ -16,8 +17,7 @@ const MAX_KNOWN: usize = 20_000;
 pub struct Ended {
     runs: HashMap<RunId, Arc<Run>>,
     by_end: BTreeSet<(TimestampMs, RunId)>,
-    /// When the newest restore ended, and its bytes a second.
-    pace: Option<(TimestampMs, u64)>,
+    pace: Option<Pace>,
 }
 
 impl Ended {
@@ -29,9 +29,7 @@ impl Ended {
     /// Remembers a run if it has ended.
     pub fn put(&mut self, id: RunId, run: &Arc<Run>) {
         let (RunState::Succeeded { at, .. } | RunState::Failed { at, .. }) = run.state else { return };
-        if let Some(pace) = pace_of(run).filter(|_| self.pace.is_none_or(|(newest, _)| newest <= at)) {
-            self.pace = Some((at, pace));
-        }
+        self.hear(Pace::of(run));
         if self.runs.insert(id, Arc::clone(run)).is_none() {
             self.by_end.insert((at, id));
         }
@@ -42,25 +40,20 @@ impl Ended {
         }
     }
 
-    /// The pace of the newest restore that was ever seen, bytes a second, its time in the queue included.
-    pub fn pace(&self) -> Option<u64> {
-        self.pace.map(|(_, pace)| pace)
+    /// Takes note of how fast a restore was.
+    pub fn hear(&mut self, pace: Option<Pace>) {
+        self.pace = Pace::newer(self.pace, pace);
     }
-}
 
-fn pace_of(run: &Run) -> Option<u64> {
-    match (&run.job, &run.state) {
-        (Job::Restore { .. }, RunState::Succeeded { at, result }) if result.logical_bytes > 0 => {
-            let took_ms = at.0.saturating_sub(run.created.0).max(1);
-            Some(result.logical_bytes.saturating_mul(1000) / took_ms)
-        }
-        _ => None,
+    /// The pace of the newest restore that was ever heard of.
+    pub const fn pace(&self) -> Option<Pace> {
+        self.pace
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use strongroom_fleet::run::{Origin, RunResult};
+    use strongroom_fleet::run::{Job, Origin, RunResult};
 
     use super::*;
 
@@ -113,15 +106,16 @@ mod tests {
     #[test]
     fn the_pace_is_that_of_the_newest_restore_also_when_its_run_is_forgotten() {
         let mut known = Ended::default();
+        let pace = |known: &Ended| known.pace().map(|pace| pace.bytes_per_second);
         known.put(id(1), &restore(2000, 5000));
         known.put(id(2), &restore(1000, 7000));
-        assert_eq!(known.pace(), Some(5000));
+        assert_eq!(pace(&known), Some(5000));
         for number in 10..MAX_KNOWN as u64 + 20 {
             known.put(id(number), &backup(5000 + number));
         }
-        assert_eq!((known.get(id(1)), known.pace()), (None, Some(5000)));
+        assert_eq!((known.get(id(1)), pace(&known)), (None, Some(5000)));
         known.put(id(3), &restore(1_000_000, 3000));
-        assert_eq!(known.pace(), Some(3000));
+        assert_eq!(pace(&known), Some(3000));
     }
 
     #[test]

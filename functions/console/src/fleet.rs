@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::patience;
-use crate::seen::{READS_AT_ONCE, Reading, Seen};
+use crate::seen::{self, READS_AT_ONCE, Reading, Seen};
 
 /// The most runs that a list tells of, those that changed last: what may have to be read for it.
 pub const LISTED_RUNS: usize = 5000;
@@ -411,9 +411,15 @@ pub async fn run(service: &Service, seen: &Seen, id: RunId) -> VaultResult<Optio
     Ok(Some(run))
 }
 
-/// The pace of the newest restore that was seen, bytes a second, its time in the queue included.
-pub fn restore_pace(seen: &Seen) -> Option<u64> {
-    seen.ended.lock().unwrap_or_else(PoisonError::into_inner).pace()
+/// How fast the newest restore was that is known here, bytes a second, its time in the queue included. Where none is, the digest is asked: also that
+/// of a console which has just begun.
+pub async fn restore_pace(service: &Service, seen: &Seen) -> Option<u64> {
+    let known = || seen.ended.lock().unwrap_or_else(PoisonError::into_inner).pace();
+    if known().is_none() {
+        // What it takes note of on the way is all that is wanted.
+        let _ = timeout(PACE_PATIENCE, seen::parts(service, seen)).await;
+    }
+    known().map(|pace| pace.bytes_per_second)
 }
 
 /// Says whether a run is one of those that are asked for: a volume's, those that have not ended, or those that have.
@@ -422,6 +428,8 @@ pub fn is_meant(run: &Run, volume: Option<&str>, open: Option<bool>) -> bool {
         && volume.is_none_or(|only| run.job.volume() == Some(only))
 }
 
+/// How long a backup's page looks for how fast restores are.
+const PACE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a volume's page looks for the run that failed: where many were not read before, it does without.
 const FAILURE_PATIENCE: Duration = Duration::from_secs(2);
 

@@ -6,7 +6,7 @@
 use futures_util::{StreamExt, stream};
 use strongroom_fleet::Service;
 use strongroom_fleet::agenda::Agenda;
-use strongroom_fleet::digest::{Digest, MAX_VOLUMES, ShardDigest};
+use strongroom_fleet::digest::{Digest, MAX_VOLUMES, Pace, ShardDigest};
 use strongroom_format::ids::TimestampMs;
 use strongroom_vault::VaultResult;
 use tracing::{debug, warn};
@@ -14,9 +14,15 @@ use tracing::{debug, warn};
 use crate::SHARDS_AT_ONCE;
 use crate::catalogs::Found;
 
-/// Writes the digest anew if anything in it changed. `agenda`: as it is, if that is known.
-pub async fn renew(service: &Service, agenda: Option<Agenda>, found: Found, until: TimestampMs) {
-    match try_renew(service, agenda, found, until).await {
+/// Writes the digest anew if anything in it changed. `agenda`: as it is, if that is known. `restore`: the newest one whose end was noted.
+pub async fn renew(
+    service: &Service,
+    agenda: Option<Agenda>,
+    found: Found,
+    restore: Option<Pace>,
+    until: TimestampMs,
+) {
+    match try_renew(service, agenda, found, restore, until).await {
         Ok(true) => debug!("the digest of the fleet was written anew"),
         Ok(false) => {}
         Err(error) => warn!(%error, "the digest of the fleet could not be brought up to date"),
@@ -27,6 +33,7 @@ async fn try_renew(
     service: &Service,
     agenda: Option<Agenda>,
     found: Found,
+    restore: Option<Pace>,
     until: TimestampMs,
 ) -> VaultResult<bool> {
     let home = &service.home;
@@ -63,7 +70,7 @@ async fn try_renew(
         .filter_map(async |(number, shard)| Some((number, shard?)))
         .collect()
         .await;
-    let mut next = Digest { shards, ..Digest::default() };
+    let mut next = Digest { shards, restore: Pace::newer(known.restore, restore), ..Digest::default() };
     for (name, target) in found {
         // One that could not be read now may be as it was.
         if let Some(target) = target.or_else(|| known.target(name.as_deref()).cloned()) {

@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use strongroom_fleet::agenda::Agenda;
+use strongroom_fleet::digest::Pace;
 use strongroom_fleet::home::Change;
 use strongroom_fleet::metric::{self, Measurement, Metric};
 use strongroom_fleet::run::{Job, Run, RunState};
@@ -42,6 +43,8 @@ pub struct CheckReport {
     pub failed: usize,
     /// Volumes without a new enough backup, and since when they miss their objective.
     pub late: Vec<(String, TimestampMs)>,
+    /// How fast the newest restore was whose end was noted.
+    pub restore: Option<Pace>,
 }
 
 /// Handles ticks: all of a batch at once.
@@ -57,7 +60,7 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
             service.meter.record(&[Measurement::of(Metric::BackupsLate, report.late.len() as u64)]);
             // What was settled stays settled: that a target can't be looked at must not repeat it.
             match catalogs::look(service).await {
-                Ok(found) => digest::renew(service, agenda, found, until).await,
+                Ok(found) => digest::renew(service, agenda, found, report.restore, until).await,
                 Err(error) => error!(%error, "the targets' catalogs could not be looked at"),
             }
             Vec::new()
@@ -101,6 +104,7 @@ async fn look_and_settle(
         all.ended += one.ended;
         all.failed += one.failed;
         all.late.extend(one.late);
+        all.restore = Pace::newer(all.restore, one.restore);
         all
     });
     Ok((report, agenda))
@@ -147,9 +151,10 @@ async fn check_shard(service: &Service, number: u16, now: TimestampMs) -> VaultR
             Ok(if changed { Change::Replace(next, answer) } else { Change::Keep(answer) })
         })
         .await?;
-    let runs = looked.iter().filter(|(id, ..)| ended.contains(id)).filter_map(|(_, run, _)| run.as_ref());
-    service.meter.record(&runs.flat_map(metric::of_ended).collect::<Vec<_>>());
-    Ok(CheckReport { ended: ended.len(), failed, late })
+    let runs = || looked.iter().filter(|(id, ..)| ended.contains(id)).filter_map(|(_, run, _)| run.as_ref());
+    service.meter.record(&runs().flat_map(metric::of_ended).collect::<Vec<_>>());
+    let restore = runs().filter_map(Pace::of).max_by_key(|pace| pace.at);
+    Ok(CheckReport { ended: ended.len(), failed, late, restore })
 }
 
 /// The runs whose ends a shard waits for.

@@ -16,6 +16,7 @@ use strongroom_format::seal::{Kind, SealedBody};
 use strongroom_vault::glance::KnownRoot;
 use strongroom_vault::head::Head;
 
+use crate::run::{Job, Run, RunState};
 use crate::shard::{SHARDS, Shard};
 use crate::volume::VolumeState;
 
@@ -47,6 +48,19 @@ pub struct Digest {
     /// The other targets whose roots could be read, by name.
     #[serde(deserialize_with = "bounded")]
     pub targets: BTreeMap<String, TargetDigest>,
+    /// The newest restore whose end a check took note of; nothing before the first one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restore: Option<Pace>,
+}
+
+/// How fast a restore was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pace {
+    /// When it ended.
+    pub at: TimestampMs,
+    /// Bytes a second, its time in the queue included.
+    pub bytes_per_second: u64,
 }
 
 /// A shard, as far as it is about volumes.
@@ -232,6 +246,25 @@ impl Digest {
             None => self.home = Some(target),
             Some(name) => drop(self.targets.insert(name, target)),
         }
+    }
+}
+
+impl Pace {
+    /// The pace of a run that is a restore, and did any.
+    pub fn of(run: &Run) -> Option<Self> {
+        match (&run.job, &run.state) {
+            (Job::Restore { .. }, RunState::Succeeded { at, result }) if result.logical_bytes > 0 => {
+                let took_ms = at.0.saturating_sub(run.created.0).max(1);
+                let bytes_per_second = result.logical_bytes.saturating_mul(1000) / took_ms;
+                Some(Self { at: *at, bytes_per_second })
+            }
+            _ => None,
+        }
+    }
+
+    /// The one of the restore that ended later.
+    pub fn newer(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        one.into_iter().chain(other).max_by_key(|pace| pace.at)
     }
 }
 

@@ -66,13 +66,13 @@ pub async fn backup(
     }
     let own_host =
         fleet.line(volume, Some(asked.target.as_deref())).and_then(|line| line.host()).unwrap_or_default();
-    let expected = match fleet::restore_pace(&console.seen) {
+    let expected = match fleet::restore_pace(&console.service, &console.seen).await {
         Some(pace) => format!(
             "about {} at {} a second, the pace of the newest restore known here",
             duration(backup.logical_bytes / pace.max(1)),
             bytes(pace)
         ),
-        None => "not known yet: no restore was seen here".to_owned(),
+        None => "not known yet: there was no restore".to_owned(),
     };
     let permille = u128::from(backup.stored_bytes) * 1000;
     show(&BackupPage {
