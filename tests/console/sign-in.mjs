@@ -227,7 +227,19 @@ await ended(otto);
 await look("operator-run", { on: otto });
 assert.match(await otto.locator("main").textContent(), /added\/in the browser/);
 say("an operator adds a volume and backs it up");
-for (const one of names) {
+// Those that no client can ask `/v1` for behind API Gateway, and that browsers take for a place, are added by the form.
+const places = ["a/schedule", "..", "."];
+for (const one of places) {
+  const form = { key: `add-${one}`, name: one, expected: "none", host, source, target: "", cron: "", time_zone: "" };
+  assert.equal(await post(otto, "/new-volume", form), 303, `the form for ${one}`);
+}
+for (const one of places) {
+  const link = otto.getByRole("link", { name: one, exact: true });
+  for (let tries = 0; tries < 60 && (await go(otto, "/"), (await link.count()) === 0); tries += 1) {
+    await otto.waitForTimeout(1000);
+  }
+}
+for (const one of [...names, ...places]) {
   await go(otto, "/");
   await otto.getByRole("link", { name: one, exact: true }).click();
   await otto.waitForURL(/\/volumes\//);

@@ -541,7 +541,7 @@ async fn pages_show_what_there_is_and_names_are_only_names() {
         "{}",
         overview.body
     );
-    assert!(overview.body.contains("href=\"/volumes/a%2F%3Cb%3E%26\""), "{}", overview.body);
+    assert!(overview.body.contains("href=\"/volumes/a%252F%3Cb%3E%26\""), "{}", overview.body);
     let backup = fleet.get("/v1/backups/db@latest").await.json()["id"].as_str().unwrap().to_owned();
     let volume = fleet.get("/volumes/db").await;
     assert!(volume.body.contains(&backup) && volume.body.contains("The next ones"), "{}", volume.body);

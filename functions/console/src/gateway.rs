@@ -205,10 +205,12 @@ fn text(body: Bytes) -> (String, bool) {
 mod tests {
     use axum::routing::get;
     use percent_encoding::NON_ALPHANUMERIC;
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
     use crate::openapi;
+    use crate::pages::{Named, page_of};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -227,7 +229,37 @@ mod tests {
     /// A path as API Gateway gives it.
     fn given(path: &str) -> String {
         let kept = path.replace("%25", "%2525");
-        percent_encoding::percent_decode_str(&kept).decode_utf8().unwrap().into_owned()
+        let decoded = percent_encoding::percent_decode_str(&kept).decode_utf8().unwrap();
+        decoded.split('?').next().unwrap_or_default().to_owned()
+    }
+
+    fn is_volume(name: &str) -> bool {
+        strongroom_format::manifest::check_volume_name(name).is_ok()
+    }
+
+    proptest! {
+        /// Whatever a volume is called, its pages are found by the links to them: here, and behind API Gateway.
+        #[test]
+        fn every_page_of_a_volume_is_found(
+            name in prop_oneof!["[a-c./%?#&+ 2Fe]{1,9}", "(/|a)?(edit|forget|backup|schedule|\\.|\\.\\.)(/(edit|forget|\\.\\.))?", "\\PC{1,60}"]
+                .prop_filter("a name", |name| is_volume(name)),
+            end in prop_oneof![Just(""), Just("/edit"), Just("/forget"), Just("/backup"), Just("/schedule")],
+        ) {
+            let echo = move |Named(name): Named| async move { format!("{end} of {name}") };
+            let router = Router::new().route(&format!("/volumes/{{volume}}{end}"), get(echo));
+            let sent = format!("{}{end}", page_of(&name));
+            let is_place = |part: &str| matches!(part.to_lowercase().replace("%2e", ".").as_str(), "." | ".." | "");
+            prop_assert!(!sent.split('/').skip(1).any(is_place), "{}", sent);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let through = event("GET", &given(&sent), &json!({}));
+            let found = runtime.block_on(answer(&router, through, PATIENCE));
+            let wanted = format!("{end} of {name}");
+            prop_assert_eq!((found.status_code, &found.body), (200, &wanted), "{}", sent);
+            let direct = Request::get(&sent).body(Body::empty()).unwrap();
+            let found = runtime.block_on(router.oneshot(direct)).unwrap();
+            let body = runtime.block_on(to_bytes(found.into_body(), 1000)).unwrap();
+            prop_assert_eq!(&body, wanted.as_bytes(), "{}", sent);
+        }
     }
 
     #[test]

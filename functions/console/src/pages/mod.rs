@@ -13,11 +13,14 @@ mod volume;
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::rejection::FormRejection;
+use axum::extract::rejection::{FormRejection, PathRejection};
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{MethodRouter, get, post};
 use axum::{Form, Router};
+use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 use rand::RngExt;
 use serde::{Deserialize, Deserializer};
 use strongroom_fleet::message::Wanted;
@@ -150,6 +153,31 @@ fn volume_in(line: &Line<'_>) -> String {
 /// A text as one part of an address.
 fn encoded(text: &str) -> String {
     askama::filters::urlencode_strict(text).map(|it| it.to_string()).unwrap_or_default()
+}
+
+/// What a name has an escape for before it becomes a part of an address, so that it has two in the end: what API Gateway takes for its own where it
+/// undoes the only one (all but `%25`).
+const ESCAPED: AsciiSet = AsciiSet::EMPTY.add(b'%').add(b'/').add(b'?');
+/// The same of `.` and `..`, which browsers take for a place.
+const ESCAPED_PLACE: AsciiSet = ESCAPED.add(b'.');
+
+/// The address of a volume's page, which [`Named`] reads.
+pub fn page_of(volume: &str) -> String {
+    let escapes = if matches!(volume, "." | "..") { &ESCAPED_PLACE } else { &ESCAPED };
+    format!("/volumes/{}", encoded(&utf8_percent_encode(volume, escapes).to_string()))
+}
+
+/// The volume that a page is about, by its address.
+pub struct Named(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Named {
+    type Rejection = PathRejection;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, PathRejection> {
+        let Path(part) = Path::<String>::from_request_parts(parts, state).await?;
+        // Addresses that somebody writes have one escape: it is undone by now, and what is no escape stays. What is no text names no volume.
+        Ok(Self(percent_decode_str(&part).decode_utf8_lossy().into_owned()))
+    }
 }
 
 /// How a link says which target is meant.

@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroU64};
 use std::sync::Arc;
 
 use askama::Template;
-use axum::extract::{Extension, Path, Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::StatusCode;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
@@ -21,7 +21,8 @@ use strongroom_format::manifest::check_volume_name;
 
 use super::chart::{Bar, Chart};
 use super::{
-    ConfirmPage, Filled, Pressed, Shown, Sorry, ask, ask_where, encoded, filled, in_target, key, show, some,
+    ConfirmPage, Filled, Named, Pressed, Shown, Sorry, ask, ask_where, filled, in_target, key, page_of, show,
+    some,
 };
 use crate::Console;
 use crate::access::{Caller, Role};
@@ -103,7 +104,7 @@ pub struct OfVolume {
 pub async fn volume(
     State(console): State<Arc<Console>>,
     Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
+    Named(name): Named,
     Query(OfVolume { target }): Query<OfVolume>,
 ) -> Shown {
     let target = some(&target).map(|name| Some(name).filter(|name| *name != HOME));
@@ -264,7 +265,7 @@ pub async fn new(State(console): State<Arc<Console>>) -> Shown {
     show(&FormPage::of(&console, String::new(), None).await?)
 }
 
-pub async fn edit(State(console): State<Arc<Console>>, Path(name): Path<String>) -> Shown {
+pub async fn edit(State(console): State<Arc<Console>>, Named(name): Named) -> Shown {
     let spec = spec_of(&console, &name).await?;
     let spec = spec.ok_or_else(|| Problem::not_found("volume of the fleet", &name))?;
     show(&FormPage::of(&console, name, Some(&spec)).await?)
@@ -408,7 +409,7 @@ pub async fn put(State(console): State<Arc<Console>>, form: Filled<Described>) -
 
 pub async fn back_up(
     State(console): State<Arc<Console>>,
-    Path(volume): Path<String>,
+    Named(volume): Named,
     form: Filled<Pressed>,
 ) -> Shown {
     ask(&console, &filled(form)?.key, Wanted::Backup { volume }).await
@@ -417,20 +418,20 @@ pub async fn back_up(
 pub async fn confirm_forget(
     State(console): State<Arc<Console>>,
     Extension(caller): Extension<Caller>,
-    Path(name): Path<String>,
+    Named(name): Named,
 ) -> Shown {
     caller.operates()?;
     let spec = spec_of(&console, &name).await?;
     let spec = spec.ok_or_else(|| Problem::not_found("volume of the fleet", &name))?;
-    let path = encoded(&name);
+    let page = page_of(&name);
     show(&ConfirmPage {
         question: format!("Forget {name}?"),
         consequence: "No backups of it are made any more, and what is said of its schedule and of what is kept is lost. The backups that there are \
                       stay, and no rule removes them any more.",
-        action: format!("/volumes/{path}/forget"),
+        action: format!("{page}/forget"),
         fields: vec![("key", key(&console)), ("expected", SpecTag::of(&spec).to_string())],
         button: "Forget this volume",
-        back: format!("/volumes/{path}"),
+        back: page,
         is_target: false,
     })
 }
@@ -444,7 +445,7 @@ pub struct Forgotten {
 
 pub async fn forget(
     State(console): State<Arc<Console>>,
-    Path(volume): Path<String>,
+    Named(volume): Named,
     form: Filled<Forgotten>,
 ) -> Shown {
     let form = filled(form)?;
@@ -466,7 +467,7 @@ pub struct Scheduled {
 
 pub async fn schedule(
     State(console): State<Arc<Console>>,
-    Path(volume): Path<String>,
+    Named(volume): Named,
     form: Filled<Scheduled>,
 ) -> Shown {
     let Scheduled { key, expected: tag, cron, time_zone: zone, paused } = filled(form)?;
