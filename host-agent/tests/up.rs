@@ -52,8 +52,12 @@ impl Fleet {
     }
 
     fn start_with(&self, more: &[&str]) -> Child {
+        self.start_every("500ms", more)
+    }
+
+    fn start_every(&self, tick: &str, more: &[&str]) -> Child {
         let config = self.place.path("config.toml");
-        let args = ["up", "--tick", "500ms", "--config", config.to_str().unwrap()];
+        let args = ["up", "--tick", tick, "--config", config.to_str().unwrap()];
         let mut command = self.place.command(&[&args, more].concat());
         let log = std::fs::File::options().append(true).create(true).open(self.place.path("up.log")).unwrap();
         let said = std::fs::File::create(self.place.path("up.out")).unwrap();
@@ -295,25 +299,50 @@ fn the_console_shows_the_fleet_and_takes_what_is_asked_for() {
 }
 
 #[test]
-fn runs_that_ended_long_ago_are_forgotten() {
+fn what_was_written_long_ago_is_forgotten_unless_it_ended_later() {
     let fleet = Fleet::new("");
+    fleet.image("db.img", &noise(1 << 20, 1));
+    let source = fleet.place.path("images").join("db.img");
     let process = fleet.start();
-    for key in ["old", "young"] {
-        fleet.ran(&["request", "gc", "--key", key, "--wait"]);
-    }
+    fleet.ran(&[
+        "request",
+        "volume-put",
+        "db",
+        "--on-host",
+        "test-host",
+        "--source",
+        source.to_str().unwrap(),
+        "--wait",
+    ]);
+    fleet.ran(&["request", "backup", "db", "--wait"]);
     fleet.settle();
     stop(process);
-    let key_of = |run: &Value| run["run"]["origin"]["request"]["key"].as_str().unwrap_or_default().to_owned();
-    let old = fleet.runs(|run| key_of(run) == "old").remove(0)["id"].as_str().unwrap().to_owned();
-    let file = fleet.place.path("target/runs").join(&old);
+    let files = |folder: &str| {
+        let folder = std::fs::read_dir(fleet.place.path("target").join(folder)).unwrap();
+        folder.map(|entry| entry.unwrap().path()).collect::<Vec<_>>()
+    };
+    let written = |file: &Path, at: SystemTime| {
+        std::fs::File::options().write(true).open(file).unwrap().set_modified(at).unwrap();
+    };
+    let (runs, outcomes) = (files("runs"), files("outcomes"));
+    assert!(runs.len() >= 2 && outcomes.len() == 1, "{runs:?}, {outcomes:?}");
+    // The newest run tells what time it is.
     let long_ago = SystemTime::now() - Duration::from_secs(91 * 24 * 3600);
-    std::fs::File::options().write(true).open(&file).unwrap().set_modified(long_ago).unwrap();
-    let process = fleet.start();
-    fleet.wait_for("an old run is kept", || !file.exists());
+    runs[1..].iter().chain(&outcomes).for_each(|file| written(file, long_ago));
+    let process = fleet.start_every("50ms", &[]);
+    fleet.wait_for("an old answer is kept", || files("outcomes").is_empty());
     stop(process);
-    let kept: Vec<String> = fleet.runs(|_| true).iter().map(key_of).filter(|key| !key.is_empty()).collect();
-    assert_eq!(kept, ["young"]);
+    assert!(runs.iter().all(|file| file.exists()), "a run that ended today is forgotten");
     assert!(fleet.log().contains("forgotten"), "{}", fleet.log());
+
+    // Whatever changed last, the newest ones are those that were begun last.
+    let id = |run: &Value| run["id"].as_str().unwrap().to_owned();
+    let newest_first: Vec<String> = fleet.runs(|_| true).iter().map(id).collect();
+    let oldest = fleet.place.path("target/runs").join(newest_first.last().unwrap());
+    written(&oldest, SystemTime::now() + Duration::from_secs(3600));
+    let listed = fleet.ran(&["runs", "--json", "--limit", "1"]);
+    assert_eq!(id(&serde_json::from_str(&listed).unwrap()), newest_first[0]);
+    assert_eq!(fleet.ran(&["runs", "--limit", "0"]), "");
 }
 
 #[test]

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
@@ -32,14 +34,17 @@ use strongroom_format::layout::ObjectKey;
 use strongroom_format::seal::NONCE_RANGE;
 use strongroom_store::{
     Counters, Counting, DirectoryStore, KeyKind, MemoryStore, ObjectStore, Operation, RequestCounts,
+    StoreResult,
 };
 use strongroom_tests::fleet::{Mail, large};
+use strongroom_tests::hooked::Hooked;
 use strongroom_tests::{KeyAtHand, START_MS, World, files, noise};
 use strongroom_vault::context::ManualClock;
 use strongroom_vault::head::Step;
 use strongroom_vault::target::open;
 use strongroom_vault::witness::FolderWitness;
 use strongroom_vault::{Context, Entropy, Target, VaultError, VaultResult};
+use tokio::time::advance;
 use tower::ServiceExt;
 
 const FOREVER: TimestampMs = TimestampMs(u64::MAX);
@@ -376,7 +381,6 @@ async fn a_digest_without_totals_serves_as_far_as_it_goes() {
     assert_eq!(fleet.digest().await.unwrap(), whole);
 }
 
-/// Whoever can write the bucket, without a key, can't have a damaged root shown as if it were whole.
 #[tokio::test]
 async fn how_fast_restores_are_is_known_to_consoles_that_saw_none() {
     let fleet = Fleet::new().await;
@@ -409,6 +413,69 @@ async fn how_fast_restores_are_is_known_to_consoles_that_saw_none() {
     says("not known yet").await;
 }
 
+/// A console that goes on hears of restores that it did not see, and asks for that now and then only.
+#[tokio::test(start_paused = true)]
+async fn how_fast_restores_are_is_asked_for_now_and_then() {
+    let fleet = Fleet::new().await;
+    let backup = fleet.world.back_up("v", &noise(3_000_000, 1)).await.unwrap().backup;
+    let counting = Counting::new(fleet.store.clone());
+    let counters = counting.counters();
+    let home = fleet.world.reopen(Arc::new(counting), 3).await.unwrap().target;
+    let access = Access::new([("view", Role::Operator)], &[7; 32]);
+    let console = router(service(&home, &fleet.side.target), access, Limits::default());
+    let says = async |text: &str| {
+        let before = counters.snapshot();
+        let answer = get(&console, &format!("/backups/{backup}")).await;
+        assert!(answer.text().contains(text), "not '{text}': {}", answer.text());
+        counters.snapshot().since(&before).get(Operation::Get, KeyKind::Fleet).calls
+    };
+    fleet.check().await;
+    let asked = says("not known yet").await;
+    assert_eq!(says("not known yet").await, asked - 1, "all but the digest");
+    fleet.restore(1, TimestampMs(START_MS), 1000, 1_000_000).await;
+    fleet.check().await;
+    assert_eq!(says("not known yet").await, asked - 1);
+    advance(Duration::from_secs(301)).await;
+    assert_eq!(says("about 3 seconds at").await, asked);
+    fleet.restore(2, TimestampMs(START_MS + 60_000), 2000, 1_000_000).await;
+    fleet.check().await;
+    assert_eq!(says("about 3 seconds at").await, asked - 1);
+    advance(Duration::from_secs(301)).await;
+    assert_eq!(says("about 6 seconds at").await, asked);
+}
+
+/// The end of a restore is taken note of once: what it tells is brought in, whoever else writes the digest.
+#[tokio::test]
+async fn how_fast_a_restore_was_survives_a_race_for_the_digest() {
+    let fleet = Fleet::new().await;
+    fleet.check().await;
+    fleet.restore(1, TimestampMs(START_MS), 1000, 1_000_000).await;
+    let (other, races) = (fleet.service.home.clone(), Arc::new(AtomicUsize::new(0)));
+    let older = Pace { at: TimestampMs(START_MS), bytes_per_second: 1 };
+    let raced = Arc::clone(&races);
+    let hooked = Hooked::new(fleet.store.clone(), move |operation, keys| {
+        let is_digest = operation == Operation::PutIfMatch && keys == [ObjectKey::FleetDigest];
+        let is_first = is_digest && raced.fetch_add(1, Ordering::SeqCst) == 0;
+        let other = other.clone();
+        async move {
+            if is_first {
+                let seen = other.digest().await.unwrap();
+                let next = Digest { restore: Some(older), ..seen.body.clone().unwrap() };
+                assert!(other.replace_digest(&seen, &next).await.unwrap());
+            }
+            StoreResult::Ok(())
+        }
+    });
+    let home = fleet.world.reopen(Arc::new(hooked), 5).await.unwrap().target;
+    let message = Incoming { id: "tick".to_owned(), body: String::new(), receives: 1 };
+    let service = service(&home, &fleet.side.target);
+    assert_eq!(strongroom_reconciler::handle(&service, &[message], FOREVER).await, []);
+    let pace = Pace { at: TimestampMs(START_MS + 1000), bytes_per_second: 1_000_000 };
+    assert_eq!(fleet.digest().await.unwrap().restore, Some(pace));
+    assert!(races.load(Ordering::SeqCst) >= 2);
+}
+
+/// Whoever can write the bucket, without a key, can't have a damaged root shown as if it were whole.
 #[tokio::test]
 async fn a_root_that_was_damaged_behind_its_nonce_is_not_taken_for_the_one_that_was_read() {
     let fleet = Fleet::new().await;

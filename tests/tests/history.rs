@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use strongroom_fleet::Home;
-use strongroom_fleet::history::{Forgotten, HISTORY_MS, forget_outcomes, forget_runs};
+use strongroom_fleet::history::{HISTORY_MS, forget_outcomes, forget_runs, old_before};
 use strongroom_fleet::home::{read_outcome, write_outcome};
 use strongroom_fleet::outcome::{Outcome, Verdict};
 use strongroom_fleet::run::{Claim, Job, Origin, Run, RunResult};
@@ -21,7 +21,6 @@ use strongroom_vault::Progress;
 use strongroom_vault::verify::{Depth, verify};
 
 const DAY_MS: u64 = 24 * 3_600_000;
-const FOREVER: TimestampMs = TimestampMs(u64::MAX);
 
 /// A home whose store's clock is the test's.
 struct Past {
@@ -60,12 +59,12 @@ impl Past {
         id
     }
 
-    async fn forget(&self) -> Forgotten {
-        forget_runs(&self.home, self.before(), FOREVER).await.unwrap()
+    async fn forget(&self) -> usize {
+        forget_runs(&self.home, self.before()).await.unwrap()
     }
 
     async fn kept(&self) -> BTreeSet<RunId> {
-        self.home.newest_runs(usize::MAX).await.unwrap().into_iter().collect()
+        self.home.newest_runs(usize::MAX).await.unwrap().into_iter().map(|(id, _)| id).collect()
     }
 }
 
@@ -76,21 +75,22 @@ async fn only_runs_that_ended_long_ago_are_forgotten() {
     past.run(1, true).await;
     let open = past.run(2, false).await;
     let ended_late = past.run(3, false).await;
-    // What is no run, below a run's name.
-    let foreign = RunId::from_bytes([9; 16]);
+    // What is no run, below a run's name, and what is longer than any.
+    let (foreign, long) = (RunId::from_bytes([9; 16]), RunId::from_bytes([8; 16]));
     past.store.put_if_absent(&ObjectKey::Run(foreign), Bytes::from_static(b"foreign")).await.unwrap();
+    past.store.put_if_absent(&ObjectKey::Run(long), Bytes::from(vec![7; 2 << 20])).await.unwrap();
     past.pass(HISTORY_MS);
     let young = past.run(4, true).await;
     let (run, etag) = past.home.run(ended_late).await.unwrap().unwrap();
     let ended = run.succeeded(past.home.now(), RunResult::default());
     past.home.replace_run(ended_late, &ended, &etag).await.unwrap().unwrap();
     // Not yet: they are as old as they may be.
-    assert_eq!(past.forget().await, Forgotten::default());
+    assert_eq!(past.forget().await, 0);
 
     past.pass(1);
-    assert_eq!(past.forget().await, Forgotten { objects: 1, cut_off: false });
-    assert_eq!(past.kept().await, BTreeSet::from([open, ended_late, foreign, young]));
-    assert_eq!(past.forget().await, Forgotten::default());
+    assert_eq!(past.forget().await, 1);
+    assert_eq!(past.kept().await, BTreeSet::from([open, ended_late, foreign, long, young]));
+    assert_eq!(past.forget().await, 0);
     // The one that was open all that time is taken up as ever.
     let (run, _) = past.home.run(open).await.unwrap().unwrap();
     assert!(matches!(run.claim(past.home.now(), 1000), Claim::Granted(_)));
@@ -98,8 +98,37 @@ async fn only_runs_that_ended_long_ago_are_forgotten() {
     assert!(report.problems.is_empty() && report.backups == 1, "{report:?}");
 
     past.pass(HISTORY_MS);
-    assert_eq!(past.forget().await.objects, 2);
-    assert_eq!(past.kept().await, BTreeSet::from([open, foreign]));
+    assert_eq!(past.forget().await, 2);
+    assert_eq!(past.kept().await, BTreeSet::from([open, foreign, long]));
+}
+
+/// One that ended after its folder was listed is as young as it says.
+#[tokio::test]
+async fn a_run_is_as_old_as_it_says_itself() {
+    let past = Past::new().await;
+    let run = past.run(1, false).await;
+    past.pass(HISTORY_MS + DAY_MS);
+    let (open, etag) = past.home.run(run).await.unwrap().unwrap();
+    let before = past.before();
+    let ended = open.failed(past.home.now(), "silent for too long");
+    // Its object is written with the time of a listing of long ago.
+    past.now.fetch_sub(HISTORY_MS + DAY_MS, Ordering::SeqCst);
+    past.home.replace_run(run, &ended, &etag).await.unwrap().unwrap();
+    assert_eq!(forget_runs(&past.home, before).await.unwrap(), 0);
+    assert_eq!(forget_runs(&past.home, TimestampMs(past.home.now().0 + 1)).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_clock_that_runs_ahead_forgets_nothing() {
+    let past = Past::new().await;
+    assert_eq!(old_before(&past.home).await.unwrap(), TimestampMs(0), "nothing was written yet");
+    past.run(1, true).await;
+    past.world.pass(10 * HISTORY_MS);
+    assert_eq!(old_before(&past.home).await.unwrap(), TimestampMs(START_MS - HISTORY_MS));
+    // Nor one that runs behind.
+    past.now.fetch_add(20 * HISTORY_MS, Ordering::SeqCst);
+    past.run(2, true).await;
+    assert_eq!(old_before(&past.home).await.unwrap(), TimestampMs(START_MS + 9 * HISTORY_MS));
 }
 
 #[tokio::test]
@@ -113,8 +142,8 @@ async fn answers_that_were_given_long_ago_are_forgotten() {
     past.run(1, true).await;
     past.pass(HISTORY_MS + DAY_MS);
     write_outcome(target, sessions[1], &outcome).await.unwrap();
-    let forgotten = forget_outcomes(target, past.before(), FOREVER).await.unwrap();
-    assert_eq!(forgotten, Forgotten { objects: 1, cut_off: false });
+    let forgotten = forget_outcomes(target, past.before()).await.unwrap();
+    assert_eq!(forgotten, 1);
     assert_eq!(read_outcome(target, sessions[0]).await.unwrap(), None);
     assert_eq!(read_outcome(target, sessions[1]).await.unwrap(), Some(outcome));
     assert_eq!(past.kept().await.len(), 1, "runs are none of its business");
@@ -127,9 +156,7 @@ async fn a_long_past_is_forgotten_in_as_many_steps_as_it_takes() {
         past.run(number, number % 10 > 0).await;
     }
     past.pass(HISTORY_MS + 1);
-    // No time at all, and a store that fails after the first page.
-    let cut_off = forget_runs(&past.home, past.before(), past.home.now()).await.unwrap();
-    assert_eq!(cut_off, Forgotten { objects: 0, cut_off: true });
+    // Cut off by a store that fails after the first page.
     let has_deleted = Arc::new(AtomicBool::new(false));
     let failing = Hooked::new(past.store.clone(), move |operation, _| {
         let fails = operation == Operation::Delete && has_deleted.swap(true, Ordering::SeqCst);
@@ -139,9 +166,9 @@ async fn a_long_past_is_forgotten_in_as_many_steps_as_it_takes() {
         }
     });
     let target = past.world.reopen(Arc::new(failing), 2).await.unwrap().target;
-    forget_runs(&Home::new(target), past.before(), FOREVER).await.unwrap_err();
+    forget_runs(&Home::new(target), past.before()).await.unwrap_err();
     let left = past.kept().await.len();
     assert!(left > 250 && left < 2500, "{left}");
-    assert_eq!(past.forget().await, Forgotten { objects: left - 250, cut_off: false });
+    assert_eq!(past.forget().await, left - 250);
     assert_eq!(past.kept().await.len(), 250);
 }

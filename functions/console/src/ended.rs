@@ -4,13 +4,18 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use strongroom_fleet::digest::Pace;
 use strongroom_fleet::run::{Run, RunState};
 use strongroom_format::ids::{RunId, TimestampMs};
+use tokio::time::Instant;
 
 /// Ended runs that are remembered: mostly less than a KiB each, and more than a list tells of.
 const MAX_KNOWN: usize = 20_000;
+
+/// Time between two looks at how fast the fleet's restores are.
+const ASK_EVERY: Duration = Duration::from_secs(300);
 
 /// What is remembered.
 #[derive(Debug, Default)]
@@ -18,6 +23,8 @@ pub struct Ended {
     runs: HashMap<RunId, Arc<Run>>,
     by_end: BTreeSet<(TimestampMs, RunId)>,
     pace: Option<Pace>,
+    /// When the fleet was last asked for that.
+    asked: Option<Instant>,
 }
 
 impl Ended {
@@ -38,6 +45,15 @@ impl Ended {
         {
             self.runs.remove(&oldest);
         }
+    }
+
+    /// Says whether the fleet is to be asked for the pace of its restores, and notes that it is.
+    pub fn must_ask(&mut self) -> bool {
+        let must = self.asked.is_none_or(|asked| asked.elapsed() >= ASK_EVERY);
+        if must {
+            self.asked = Some(Instant::now());
+        }
+        must
     }
 
     /// Takes note of how fast a restore was.

@@ -411,15 +411,17 @@ pub async fn run(service: &Service, seen: &Seen, id: RunId) -> VaultResult<Optio
     Ok(Some(run))
 }
 
-/// How fast the newest restore was that is known here, bytes a second, its time in the queue included. Where none is, the digest is asked: also that
-/// of a console which has just begun.
+/// How fast the newest restore was that is known here, bytes a second, its time in the queue included. The digest is asked for it, from time to
+/// time: a console that has just begun has seen none, and not every one that came later.
 pub async fn restore_pace(service: &Service, seen: &Seen) -> Option<u64> {
-    let known = || seen.ended.lock().unwrap_or_else(PoisonError::into_inner).pace();
-    if known().is_none() {
+    let ended = || seen.ended.lock().unwrap_or_else(PoisonError::into_inner);
+    let must_ask = ended().must_ask();
+    if must_ask {
         // What it takes note of on the way is all that is wanted.
         let _ = timeout(PACE_PATIENCE, seen::parts(service, seen)).await;
     }
-    known().map(|pace| pace.bytes_per_second)
+    let pace = ended().pace()?;
+    Some(pace.bytes_per_second)
 }
 
 /// Says whether a run is one of those that are asked for: a volume's, those that have not ended, or those that have.
@@ -454,7 +456,7 @@ pub async fn last_failure(service: &Service, seen: &Seen, volume: &str) -> Optio
 pub async fn runs(service: &Service, seen: &Seen, count: usize) -> VaultResult<Vec<(RunId, Arc<Run>)>> {
     let _one = seen.listing.lock().await;
     let ids = service.home.newest_runs(count).await?;
-    let reads = ids.into_iter().map(|id| async move {
+    let reads = ids.into_iter().map(|(id, _)| async move {
         match run(service, seen, id).await {
             Err(error @ VaultError::Format(_)) => {
                 warn!(run = %id, %error, "a run can't be read");

@@ -14,26 +14,42 @@ use tracing::{debug, warn};
 use crate::SHARDS_AT_ONCE;
 use crate::catalogs::Found;
 
-/// Writes the digest anew if anything in it changed. `agenda`: as it is, if that is known. `restore`: the newest one whose end was noted.
-pub async fn renew(
-    service: &Service,
-    agenda: Option<Agenda>,
-    found: Found,
-    restore: Option<Pace>,
-    until: TimestampMs,
-) {
-    match try_renew(service, agenda, found, restore, until).await {
+/// Tries to bring what is told only once into a digest that others write as well.
+const MAX_TRIES: usize = 5;
+
+/// Writes the digest anew if anything in it changed. `agenda`: as it is, if that is known.
+pub async fn renew(service: &Service, agenda: Option<Agenda>, found: Found, until: TimestampMs) {
+    match try_renew(service, agenda, found, until).await {
         Ok(true) => debug!("the digest of the fleet was written anew"),
         Ok(false) => {}
         Err(error) => warn!(%error, "the digest of the fleet could not be brought up to date"),
     }
 }
 
+/// Notes how fast a restore was whose end was taken note of: no other check will see it.
+pub async fn note(service: &Service, restore: Pace) {
+    if let Err(error) = try_note(service, restore).await {
+        warn!(%error, "how fast a restore was could not be noted");
+    }
+}
+
+async fn try_note(service: &Service, restore: Pace) -> VaultResult<()> {
+    for _ in 0..MAX_TRIES {
+        let seen = service.home.digest().await?;
+        let known = seen.body.clone().unwrap_or_default();
+        let newest = Pace::newer(known.restore, Some(restore));
+        let next = Digest { restore: newest, ..known };
+        if seen.body.as_ref() == Some(&next) || service.home.replace_digest(&seen, &next).await? {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 async fn try_renew(
     service: &Service,
     agenda: Option<Agenda>,
     found: Found,
-    restore: Option<Pace>,
     until: TimestampMs,
 ) -> VaultResult<bool> {
     let home = &service.home;
@@ -70,7 +86,7 @@ async fn try_renew(
         .filter_map(async |(number, shard)| Some((number, shard?)))
         .collect()
         .await;
-    let mut next = Digest { shards, restore: Pace::newer(known.restore, restore), ..Digest::default() };
+    let mut next = Digest { shards, restore: known.restore, ..Digest::default() };
     for (name, target) in found {
         // One that could not be read now may be as it was.
         if let Some(target) = target.or_else(|| known.target(name.as_deref()).cloned()) {

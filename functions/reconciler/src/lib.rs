@@ -58,9 +58,12 @@ pub async fn handle(service: &Service, messages: &[Incoming], until: TimestampMs
                 info!(ended = report.ended, failed = report.failed, "runs settled");
             }
             service.meter.record(&[Measurement::of(Metric::BackupsLate, report.late.len() as u64)]);
+            if let Some(restore) = report.restore {
+                digest::note(service, restore).await;
+            }
             // What was settled stays settled: that a target can't be looked at must not repeat it.
             match catalogs::look(service).await {
-                Ok(found) => digest::renew(service, agenda, found, report.restore, until).await,
+                Ok(found) => digest::renew(service, agenda, found, until).await,
                 Err(error) => error!(%error, "the targets' catalogs could not be looked at"),
             }
             Vec::new()

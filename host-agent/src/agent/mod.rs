@@ -56,6 +56,8 @@ enum Ended {
     Noted,
     /// It is another's now, or to be tried again: the message must come again.
     Again(Duration),
+    /// There is no such run, and as runs are made before their messages there won't be one.
+    Gone,
 }
 
 /// Why work on a run stopped.
@@ -149,6 +151,11 @@ impl Agent {
         let settled = match ended {
             Ok(Ended::Noted) => self.queue.delete(&delivery.receipt).await.map_err(VaultError::from),
             Ok(Ended::Again(after)) => self.again(&delivery, after).await,
+            Ok(Ended::Gone) => {
+                let reason = "there is no such run: it was not asked for here, or ended so long ago that it is forgotten";
+                error!(message = delivery.id, reason, "a message goes to the dead letters");
+                self.queue.bury(&delivery, reason).await.map_err(VaultError::from)
+            }
             Err(error) => {
                 warn!(message = delivery.id, %error, "a run could not be looked at; it is tried again");
                 self.again(&delivery, pause_after(delivery.receives)).await
@@ -176,10 +183,7 @@ impl Agent {
     ) -> VaultResult<Ended> {
         match self.service.claim(id, self.config.silent_ms()).await? {
             Claimed::Ended => Ok(Ended::Noted),
-            Claimed::Unknown => {
-                warn!(run = %id, "there is no such run");
-                Ok(Ended::Again(pause_after(delivery.receives)))
-            }
+            Claimed::Unknown => Ok(Ended::Gone),
             // Perhaps this agent before it was killed: then it is free once it has been silent for long enough.
             Claimed::Busy => Ok(Ended::Again(self.config.visibility() / 2)),
             Claimed::Mine(run) => {

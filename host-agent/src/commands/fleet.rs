@@ -1,9 +1,11 @@
 //! `agent`, `up`, `request`, `runs` and `watch`.
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -16,7 +18,7 @@ use strongroom_fleet::settings::TargetEntry;
 use strongroom_fleet::shard::run_of_request;
 use strongroom_fleet::volume::{RetentionSpec, VolumeSpec};
 use strongroom_fleet::{Home, Outbox, QueueName, Service};
-use strongroom_format::ids::RunId;
+use strongroom_format::ids::{RunId, TimestampMs};
 use strongroom_vault::{VaultError, VaultResult};
 use tokio::sync::watch as signal;
 use tokio::task::LocalSet;
@@ -31,6 +33,8 @@ use crate::output::{Output, bytes, time};
 
 /// Pause between two looks at a run that is followed.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// So long nothing is said of a run that is not there: requests are taken up within seconds.
+const SAID_AFTER: Duration = Duration::from_secs(20);
 /// Dead letters shown of a queue.
 const MAX_DEAD_LETTERS: usize = 100;
 /// Characters of a dead letter that people are shown.
@@ -257,21 +261,39 @@ fn read_wanted(path: &Path) -> VaultResult<Wanted> {
 pub async fn runs(settings: &Settings, args: &RunsArgs, output: Output) -> VaultResult<Done> {
     let (home, _) = settings.target().await?;
     let home = Home::new(home);
-    // All names are listed, as they are in no order of time; of the runs, no more are read than are told of and were passed over.
+    // Names are in no order of time. Those that changed last are read first: what was begun later than another changed is found before it.
     let names = home.newest_runs(usize::MAX).await?;
+    let mut reads = std::pin::pin!(
+        stream::iter(names)
+            .map(async |(id, changed)| match home.run(id).await {
+                Err(error @ VaultError::Format(_)) => {
+                    warn!(run = %id, %error, "a run can't be read");
+                    Ok(None)
+                }
+                read => Ok::<_, VaultError>(read?.map(|(run, _)| (id, changed, run))),
+            })
+            .buffered(RUNS_AT_ONCE)
+    );
     let is_meant = |run: &Run| {
         (args.volume.is_none() || run.job.volume() == args.volume.as_deref())
             && !(args.open && run.has_ended())
     };
-    let mut runs: Vec<(RunId, Run)> = stream::iter(names)
-        .map(async |id| Ok::<_, VaultError>(home.run(id).await?.map(|(run, _)| (id, run))))
-        .buffered(RUNS_AT_ONCE)
-        .try_filter_map(async |found| Ok(found.filter(|(_, run)| is_meant(run))))
-        .take(args.limit)
-        .try_collect()
-        .await?;
-    runs.sort_by_key(|(id, run)| (std::cmp::Reverse(run.created), *id));
-    for (id, run) in &runs {
+    // By when they were begun, the newest first.
+    let mut runs: BTreeMap<(Reverse<TimestampMs>, RunId), Run> = BTreeMap::new();
+    while let Some(read) = reads.try_next().await? {
+        let Some((id, changed, run)) = read else { continue };
+        let is_whole = runs.len() >= args.limit;
+        if is_whole && runs.last_key_value().is_none_or(|((Reverse(oldest), _), _)| changed < *oldest) {
+            break;
+        }
+        if is_meant(&run) {
+            runs.insert((Reverse(run.created), id), run);
+        }
+        if runs.len() > args.limit {
+            runs.pop_last();
+        }
+    }
+    for ((_, id), run) in &runs {
         let line =
             format!("{id}  {}  {:<9}  {:<16}  {}", time(run.created), run.job.name(), about(run), state(run));
         output.result(&line, &event(*id, run));
@@ -318,6 +340,8 @@ async fn follow(home: &Home, ids: &[RunId], output: Output) -> VaultResult<Done>
         {
             bar.set_style(style);
         }
+        let began = Instant::now();
+        let mut is_told = false;
         let run = loop {
             if let Some((run, _)) = home.run(*id).await? {
                 if run.has_ended() {
@@ -328,6 +352,12 @@ async fn follow(home: &Home, ids: &[RunId], output: Output) -> VaultResult<Done>
                     bar.set_length(total_bytes);
                     bar.set_position(done_bytes);
                 }
+            } else if !is_told && began.elapsed() > SAID_AFTER {
+                is_told = true;
+                output.say(&format!(
+                    "{id}: there is no such run. Either nobody has taken it up yet (is the control plane at work?), or it ended more than 90 days \
+                     ago and is forgotten; waiting"
+                ));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         };

@@ -3,21 +3,27 @@
 //!
 //! Invariant: a message is deleted only after its handler has dealt with it; whoever dies before gets it again.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use strongroom_connect::{MAX_RECEIVES, Queues};
-use strongroom_fleet::history::{HISTORY_MS, forget_outcomes, forget_runs};
+use strongroom_fleet::history::{forget_outcomes, forget_runs, old_before};
+use strongroom_fleet::settings::HOME;
 use strongroom_fleet::{Failure, Incoming, QueueName, Service};
 use strongroom_format::ids::TimestampMs;
 use strongroom_queue::{Delivery, Queue};
 use strongroom_vault::VaultResult;
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tracing::{error, info, warn};
 
 /// How long a receiver waits for a message at a time.
 const WAIT: Duration = Duration::from_secs(20);
+/// So long, in ticks, before the first look at what can be forgotten: two hours as ticks mostly are, longer than a message is tried.
+const TIDY_AFTER_TICKS: u32 = 240;
 /// Time between two looks at what can be forgotten.
 const TIDY_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// And after one that failed.
+const TIDY_AGAIN: Duration = Duration::from_secs(3600);
 /// The longest pause before a message that failed is tried again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// The pause after a queue could not be reached.
@@ -56,6 +62,7 @@ pub async fn run_functions(
     let gc = queues.get(&QueueName::Gc).await?;
     tokio::join!(
         tick(service, pace, stop.clone()),
+        tidy(service, pace, stop.clone()),
         serve(service, &*requests, pace, stop.clone(), strongroom_dispatcher::handle),
         serve(service, &*commits, pace, stop.clone(), strongroom_committer::handle),
         serve(service, &*retention, pace, stop.clone(), strongroom_retention::handle),
@@ -69,7 +76,6 @@ async fn tick(service: &Service, pace: Pace, mut stop: watch::Receiver<bool>) {
     let mut ticks = tokio::time::interval(pace.tick);
     // Ticks that were missed are made up for by one: the scheduler looks at the clock, not at the tick.
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut tidied = None;
     loop {
         tokio::select! {
             _ = ticks.tick() => {}
@@ -79,33 +85,50 @@ async fn tick(service: &Service, pace: Pace, mut stop: watch::Receiver<bool>) {
         // Failures are logged by the handlers; the next tick tries again.
         strongroom_scheduler::handle(service, &tick, pace.until(service)).await;
         strongroom_reconciler::handle(service, &tick, pace.until(service)).await;
-        // After the reconciler, which has taken note by then of every run that ended.
-        if tidied.is_none_or(|at: Instant| at.elapsed() >= TIDY_EVERY) {
-            match tidy(service, pace.until(service)).await {
-                Ok(true) => tidied = Some(Instant::now()),
-                Ok(false) => {}
-                Err(error) => warn!(%error, "old runs could not be forgotten"),
-            }
-        }
     }
 }
 
-/// Forgets old runs, and old answers in each target, as a lifecycle rule of the bucket does on AWS; says whether that came to its end.
-async fn tidy(service: &Service, until: TimestampMs) -> VaultResult<bool> {
-    let before = TimestampMs(service.home.now().0.saturating_sub(HISTORY_MS));
-    let runs = forget_runs(&service.home, before, until).await?;
-    let mut answers = forget_outcomes(service.home.target(), before, until).await?;
-    for name in service.home.settings().await?.targets.keys() {
-        match service.targets.open(Some(name)).await {
-            Ok(target) => answers = answers.and(forget_outcomes(&target, before, until).await?),
-            // The reconciler says that it can't be opened, at each of its looks.
-            Err(_) => continue,
+/// Forgets what ended long ago, from time to time, as a lifecycle rule of the bucket does on AWS.
+async fn tidy(service: &Service, pace: Pace, mut stop: watch::Receiver<bool>) {
+    let work = async {
+        // First, all messages come to their ends that have waited in a folder, however long: one whose run was forgotten would be done again.
+        sleep(pace.tick * TIDY_AFTER_TICKS).await;
+        loop {
+            let pause = match forget(service).await {
+                Ok(()) => TIDY_EVERY,
+                Err(error) => {
+                    warn!(%error, "what ended long ago could not be forgotten");
+                    TIDY_AGAIN
+                }
+            };
+            sleep(pause).await;
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+}
+
+/// Forgets old runs, and in each target old answers.
+async fn forget(service: &Service) -> VaultResult<()> {
+    let before = old_before(&service.home).await?;
+    let runs = forget_runs(&service.home, before).await?;
+    let settings = service.home.settings().await?;
+    let mut answers = 0;
+    for name in std::iter::once(None).chain(settings.targets.keys().map(|name| Some(name.as_str()))) {
+        let forgotten = async { forget_outcomes(&service.targets.open(name).await?, before).await };
+        match forgotten.await {
+            Ok(count) => answers += count,
+            Err(error) => {
+                warn!(target_name = name.unwrap_or(HOME), %error, "old answers could not be forgotten");
+            }
         }
     }
-    if runs.objects + answers.objects > 0 {
-        info!(runs = runs.objects, answers = answers.objects, "what ended long ago was forgotten");
+    if runs + answers > 0 {
+        info!(runs, answers, "what ended long ago was forgotten");
     }
-    Ok(!runs.cut_off && !answers.cut_off)
+    Ok(())
 }
 
 /// Hands messages of a queue to a handler, as an event source mapping does on AWS.
@@ -125,7 +148,7 @@ async fn serve(
             Ok(batch) => batch,
             Err(error) => {
                 error!(%error, "a queue can't be read");
-                tokio::time::sleep(QUEUE_PAUSE).await;
+                sleep(QUEUE_PAUSE).await;
                 continue;
             }
         };

@@ -69,7 +69,7 @@ resource "aws_s3_bucket_lifecycle_configuration" "this" {
     }
   }
 
-  # Runs that ended, and committers' answers, are history: nothing that is backed up needs them. A run that is open is written anew every few
+  # Runs and committers' answers are history: nothing that is backed up needs them. An open run of a volume is written anew every few
   # minutes, or is failed by the reconciler after a day. Nothing else that is current may ever expire.
   dynamic "rule" {
     for_each = toset(["outcomes", "runs"])

@@ -310,11 +310,12 @@ impl Home {
         Err(lost_races(&ObjectKey::Run(id)))
     }
 
-    /// Lists the runs that changed last, `count` of them, the newest first. Reads all of the listing, and keeps no more of it.
+    /// Lists the runs that changed last, `count` of them, the newest first, and when by the store's clock. Reads all of the listing, and keeps no
+    /// more of it.
     ///
     /// # Errors
     /// `Store`.
-    pub async fn newest_runs(&self, count: usize) -> VaultResult<Vec<RunId>> {
+    pub async fn newest_runs(&self, count: usize) -> VaultResult<Vec<(RunId, TimestampMs)>> {
         let mut newest = BTreeSet::new();
         let mut after = None;
         loop {
@@ -328,7 +329,7 @@ impl Home {
             }
             after = page.next;
             if after.is_none() {
-                return Ok(newest.into_iter().map(|(_, id)| id).collect());
+                return Ok(newest.into_iter().map(|(Reverse(at), id)| (id, TimestampMs(at))).collect());
             }
         }
     }

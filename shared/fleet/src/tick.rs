@@ -62,7 +62,7 @@ pub fn settle_ends(shard: &mut Shard, ends: &Ends) -> bool {
                 volume.last_failure = None;
             }
             Some(End::Failed(at)) => volume.last_failure = Some(*at),
-            // An announced run has an object until long after its end: it was removed by hand.
+            // An announced run has an object until long after its end: it was forgotten before anybody looked, or removed by hand.
             Some(End::Unknown) if active.announced => {}
             Some(End::NotYet | End::Unknown) | None => continue,
         }

@@ -82,7 +82,7 @@ async fn catalog(
 
 async fn runs(fleet: &Fleet, names: &BTreeMap<BackupId, String>, lines: &mut Vec<String>) {
     let home = &fleet.functions.home;
-    for id in home.newest_runs(usize::MAX).await.unwrap() {
+    for (id, _) in home.newest_runs(usize::MAX).await.unwrap() {
         let run = home.run(id).await.unwrap().unwrap().0;
         // Names of backups are drawn by chance.
         let named = |id: &BackupId| names.get(id).cloned().unwrap_or_else(|| "one that is gone".to_owned());

@@ -66,13 +66,19 @@ pub async fn backup(
     }
     let own_host =
         fleet.line(volume, Some(asked.target.as_deref())).and_then(|line| line.host()).unwrap_or_default();
-    let expected = match fleet::restore_pace(&console.service, &console.seen).await {
+    let may_change = caller.role == Role::Operator;
+    // Where a restore is offered.
+    let pace = match may_change && backup.is_live() {
+        true => fleet::restore_pace(&console.service, &console.seen).await,
+        false => None,
+    };
+    let expected = match pace {
         Some(pace) => format!(
             "about {} at {} a second, the pace of the newest restore known here",
             duration(backup.logical_bytes / pace.max(1)),
             bytes(pace)
         ),
-        None => "not known yet: there was no restore".to_owned(),
+        None => "not known yet: no restore is known of here".to_owned(),
     };
     let permille = u128::from(backup.stored_bytes) * 1000;
     show(&BackupPage {
@@ -84,7 +90,7 @@ pub async fn backup(
             .and_then(|permille| u64::try_from(permille).ok())
             .unwrap_or(0)
             .min(1000),
-        may_change: caller.role == Role::Operator,
+        may_change,
         is_live: backup.is_live(),
         hosts: fleet.settings.hosts.keys().cloned().collect(),
         own_host,

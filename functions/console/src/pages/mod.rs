@@ -175,7 +175,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, PathRejection> {
         let Path(part) = Path::<String>::from_request_parts(parts, state).await?;
-        // Addresses that somebody writes have one escape: it is undone by now, and what is no escape stays. What is no text names no volume.
+        // Addresses that somebody writes may have one escape of a `/` or `?`: it is undone by now. What is no text names no volume.
         Ok(Self(percent_decode_str(&part).decode_utf8_lossy().into_owned()))
     }
 }
