@@ -189,13 +189,8 @@ impl WritableImage {
     /// `Io`, and then always.
     pub async fn flush(&self) -> Result<(), ImageError> {
         let one_at_a_time = Arc::clone(&self.flushing).lock_owned().await;
-        self.overlay
-            .run(move |overlay| {
-                // Two at once could write a page of the map in the wrong order, or take each other's errors.
-                let _until_done = one_at_a_time;
-                overlay.flush()
-            })
-            .await
+        // Two at once could write a page of the map in the wrong order, or take each other's errors.
+        self.overlay.run_holding(one_at_a_time, Overlay::flush).await
     }
 
     /// Takes from the backup what is not written yet of a range of whole blocks: from then on it is in the overlay.
@@ -309,9 +304,22 @@ impl Overlay {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
     ) -> Result<T, ImageError> {
+        self.run_holding((), work).await
+    }
+
+    /// The same, and lets go of `held` when nothing of the overlay is in use by it any more, its lock on the file included.
+    async fn run_holding<T: Send + 'static>(
+        self: &Arc<Self>,
+        held: impl Send + 'static,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, ImageError> {
         let overlay = Arc::clone(self);
         let done = off_thread::run(move || {
-            work(&overlay).map_err(|error| VaultError::io("using the overlay", &overlay.path, error))
+            let done =
+                work(&overlay).map_err(|error| VaultError::io("using the overlay", &overlay.path, error));
+            drop(overlay);
+            drop(held);
+            done
         });
         Ok(done.await.map_err(cut_off)??)
     }
