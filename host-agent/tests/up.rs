@@ -336,6 +336,7 @@ fn what_was_written_long_ago_is_forgotten_unless_it_ended_later() {
     assert!(fleet.log().contains("forgotten"), "{}", fleet.log());
 
     // Whatever changed last, the newest ones are those that were begun last.
+    runs.iter().for_each(|file| written(file, SystemTime::now()));
     let id = |run: &Value| run["id"].as_str().unwrap().to_owned();
     let newest_first: Vec<String> = fleet.runs(|_| true).iter().map(id).collect();
     let oldest = fleet.place.path("target/runs").join(newest_first.last().unwrap());
