@@ -1237,6 +1237,23 @@ async fn a_volume_that_moved_is_found_where_its_backups_are() {
     assert_eq!(refused.status, StatusCode::UNPROCESSABLE_ENTITY);
 }
 
+/// A key that is none is wrong whatever else is asked for, and whatever the volume is like.
+#[tokio::test]
+async fn a_key_that_is_none_is_refused_before_anything_is_looked_at() {
+    let fleet = Fleet::with_volumes().await;
+    for key in ["", &"k".repeat(129)] {
+        for path in ["/v1/volumes/db", "/v1/volumes/new"] {
+            let request = HttpRequest::delete(path)
+                .header(header::AUTHORIZATION, "Bearer operate")
+                .header(header::IF_MATCH, "\"other\"")
+                .header("idempotency-key", key);
+            let answer = fleet.http(request.body(Body::empty()).unwrap()).await;
+            assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path}: {}", answer.body);
+        }
+    }
+    assert_eq!(fleet.sent(), []);
+}
+
 /// What could not be taken apart is told as everything else is: to programs as problem details, to people as a page.
 #[tokio::test]
 async fn errors_are_problems_wherever_they_come_from() {

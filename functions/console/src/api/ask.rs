@@ -49,12 +49,16 @@ pub async fn send(service: &Service, key: Option<&str>, wanted: Wanted) -> Answe
 
 /// What a request is called that somebody asks for under a key.
 fn key_of(key: &str, wanted: &Wanted) -> Answered<String> {
-    check_key(key).map_err(|BadMessage(reason)| Problem::new(StatusCode::BAD_REQUEST, reason))?;
+    check_key(key).map_err(unusable)?;
     let content = serde_json::to_vec(wanted).unwrap_or_default();
     let hash = blake3::Hasher::new().update(key.as_bytes()).update(&[0]).update(&content).finalize().to_hex();
     // Readable, where it is short: runs keep it.
     let readable: String = key.chars().take(KEY_CHARS).collect();
     Ok(format!("{readable}-{}", &hash[..32]))
+}
+
+fn unusable(BadMessage(reason): BadMessage) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, reason)
 }
 
 /// Lets a change through where what it expects is so, or where it was asked for under its key before: that it is not so any more may be its own
@@ -133,6 +137,8 @@ impl FromRequestParts<Arc<Console>> for Sender {
         let key = key
             .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the idempotency key is no plain text"))?
             .map(str::to_owned);
+        // Before what is expected of a volume is looked at: a key that is none is wrong whatever that comes to.
+        key.as_deref().map_or(Ok(()), check_key).map_err(unusable)?;
         let (if_match, if_none_match) = (list(parts, header::IF_MATCH)?, list(parts, header::IF_NONE_MATCH)?);
         Ok(Self { console: Arc::clone(console), key, if_match, if_none_match })
     }
