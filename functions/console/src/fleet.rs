@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use crate::patience;
-use crate::seen::{self, READS_AT_ONCE, Reading, Seen};
+use crate::seen::{READS_AT_ONCE, Reading, Seen};
 
 /// The most runs that a list tells of, those that changed last: what may have to be read for it.
 pub const LISTED_RUNS: usize = 5000;
@@ -417,8 +417,10 @@ pub async fn restore_pace(service: &Service, seen: &Seen) -> Option<u64> {
     let ended = || seen.ended.lock().unwrap_or_else(PoisonError::into_inner);
     let must_ask = ended().must_ask();
     if must_ask {
-        // What it takes note of on the way is all that is wanted.
-        let _ = timeout(PACE_PATIENCE, seen::parts(service, seen)).await;
+        // One that can't be read, or takes too long, tells nothing new.
+        if let Ok(Ok(digest)) = timeout(PACE_PATIENCE, service.home.digest()).await {
+            ended().hear(digest.body.and_then(|digest| digest.restore));
+        }
     }
     let pace = ended().pace()?;
     Some(pace.bytes_per_second)

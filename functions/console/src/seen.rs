@@ -108,7 +108,7 @@ impl Seen {
 
 /// The digest, taken apart.
 #[derive(Debug, Default)]
-pub(crate) struct Parts {
+struct Parts {
     shards: BTreeMap<u16, Arc<ShardDigest>>,
     targets: BTreeMap<Option<String>, Arc<TargetDigest>>,
 }
@@ -142,7 +142,7 @@ impl<'a> Reading<'a> {
         let home = &service.home;
         let digest = async {
             let is_wanted = all && seen.is_empty();
-            Ok(if is_wanted { OnceCell::new_with(Some(parts(service, seen).await)) } else { OnceCell::new() })
+            Ok(if is_wanted { OnceCell::new_with(Some(parts(service).await)) } else { OnceCell::new() })
         };
         let (settings, agenda, digest) = try_join3(home.settings(), home.agenda(), digest).await?;
         seen.keep(&agenda, &settings);
@@ -272,18 +272,14 @@ impl<'a> Reading<'a> {
 
     /// The digest; read once, when something asks for it.
     async fn parts(&self) -> &Parts {
-        self.digest.get_or_init(|| parts(self.service, self.seen)).await
+        self.digest.get_or_init(|| parts(self.service)).await
     }
 }
 
-/// Reads the digest, and takes note of how fast restores are. One that can't be read is none: everything else in it can be read elsewhere.
-pub(crate) async fn parts(service: &Service, seen: &Seen) -> Parts {
+/// Reads the digest. One that can't be read is none: everything that is taken from it can be read elsewhere.
+async fn parts(service: &Service) -> Parts {
     match service.home.digest().await {
-        Ok(read) => {
-            let pace = read.body.as_ref().and_then(|digest| digest.restore);
-            seen.ended.lock().unwrap_or_else(PoisonError::into_inner).hear(pace);
-            read.body.map(Parts::from).unwrap_or_default()
-        }
+        Ok(seen) => seen.body.map(Parts::from).unwrap_or_default(),
         Err(error) => {
             warn!(%error, "the digest of the fleet could not be read");
             Parts::default()
